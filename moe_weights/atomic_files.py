@@ -1,0 +1,190 @@
+"""How files of a run directory come to be: whole or not at all, by one process at a time.
+
+A write goes to a temporary sibling, is flushed to disk, and is then renamed over its target, so a
+reader sees the old file or the new one. Names of temporary siblings contain `.tmp-`; no artifact's
+name does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from moe_weights.errors import OutputError, UsageError
+
+JsonValue: TypeAlias = (
+    "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+)
+
+_TEMPORARY_NAME = re.compile(r"^\..+\.tmp-\d+$")
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write to; on success it replaces `target`, else it is removed.
+
+    Args:
+        target: The artifact; its folder is made when missing.
+
+    Yields:
+        The temporary path, on the same file system as `target`.
+
+    Raises:
+        OutputError: the folder or file cannot be written (read-only, disk full, ...); `target` is
+            as before.
+    """
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        _remove_quietly(temporary)
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(_write_failure_message(target, error)) from error
+    except BaseException:
+        _remove_quietly(temporary)
+        raise
+
+
+def write_text_atomic(target: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `target`, whole or not at all.
+
+    Raises:
+        OutputError: see `atomic_path`.
+    """
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def to_json(value: JsonValue) -> str:
+    """Return `value` as JSON text: sorted keys, indent 2, final newline; NaN is refused.
+
+    Raises:
+        ValueError: a float is not finite.
+    """
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json_atomic(target: Path, value: JsonValue) -> None:
+    """Write `to_json(value)` to `target`, whole or not at all.
+
+    Raises:
+        OutputError: see `atomic_path`.
+    """
+    write_text_atomic(target, to_json(value))
+
+
+def remove_file(target: Path) -> None:
+    """Remove `target` if it exists.
+
+    Raises:
+        OutputError: it exists and cannot be removed.
+    """
+    try:
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(_write_failure_message(target, error)) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class RunLock:
+    """An advisory lock on a run directory; it dies with its process, so none can be left behind.
+
+    Whoever takes the lock also removes temporary siblings that a killed run left.
+    """
+
+    def __init__(self, lock_path: Path) -> None:
+        """Prepare the lock; nothing is touched before `__enter__`.
+
+        Args:
+            lock_path: A file used for nothing else; its grandparent is the run directory that is
+                cleaned.
+        """
+        self._lock_path = lock_path
+        self._stream: IO[bytes] | None = None
+
+    def __enter__(self) -> RunLock:
+        """Take the lock.
+
+        Raises:
+            UsageError: another process holds it.
+            OutputError: the lock file cannot be made.
+        """
+        try:
+            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+            stream = self._lock_path.open("ab")
+        except OSError as error:
+            raise OutputError(_write_failure_message(self._lock_path, error)) from error
+        try:
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.close()
+            run_path = self._lock_path.parent.parent
+            if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise UsageError(
+                    f"run directory is in use by another process: {run_path}; wait for it or "
+                    "choose another --run-name; nothing was written"
+                ) from error
+            raise OutputError(_write_failure_message(self._lock_path, error)) from error
+        self._stream = stream
+        remove_temporary_siblings(self._lock_path.parent.parent)
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        """Give the lock back."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def remove_temporary_siblings(folder: Path) -> int:
+    """Remove what killed writes left anywhere below `folder`; return how many files that were."""
+    removed = 0
+    for parent, _folders, names in os.walk(folder):
+        for name in names:
+            if _TEMPORARY_NAME.match(name):
+                _remove_quietly(Path(parent) / name)
+                removed += 1
+    return removed
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_quietly(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _write_failure_message(target: Path, error: OSError) -> str:
+    cause = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        advice = "free some space and run the same command again"
+    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        advice = "make the run directory writable or use another --root"
+    else:
+        advice = "check the run directory"
+    return f"cannot write {target}: {cause}; {advice}; the file is as it was before"

@@ -1,0 +1,1 @@
+"""What lies on disk: files, shard index, headers, bytes and config.json of a checkpoint."""

@@ -1,0 +1,170 @@
+"""What do all scanned files of a checkpoint contain, judged by their headers?
+
+Also names what a later run compares to tell whether a file is still the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from moe_weights.checkpoint.file_access import open_descriptor, stat_descriptor
+from moe_weights.checkpoint.locate import CheckpointFiles
+from moe_weights.checkpoint.npz_file import read_npz_headers
+from moe_weights.checkpoint.safetensors_file import (
+    SafetensorsHeader,
+    read_raw_header,
+    read_safetensors_headers,
+)
+from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.checkpoint.zip_member import read_npy_members
+from moe_weights.errors import CheckpointError
+from moe_weights.findings import Finding, FindingKind, list_some
+
+_MAX_FILES_SHOWN = 10
+_N_THREADS = 8  # hides the latency of network file systems; parsing itself is serial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointHeaders:
+    """Every tensor of the scanned files.
+
+    Attributes:
+        tensors: In scan order: by file, then by place within the file.
+        metadata_by_file: `__metadata__` of each file; empty for `.npz`.
+        shadowed: Copies of a repeated name, as (file, tensor), that are reported but not measured;
+            only in index mode, where the index says which copy counts.
+        findings: Repeated names.
+    """
+
+    tensors: tuple[TensorHeader, ...]
+    metadata_by_file: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    shadowed: frozenset[tuple[str, str]] = frozenset()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class FileIdentity:
+    """What makes a file count as unchanged.
+
+    Attributes:
+        file: Name relative to the model directory.
+        size: Length, bytes.
+        mtime_ns: Time of the last change, nanoseconds.
+        header_sha256: SHA-256 of the safetensors header, or of the `.npz` directory (names, places,
+            sizes, CRCs), in hexadecimal.
+    """
+
+    file: str
+    size: int
+    mtime_ns: int
+    header_sha256: str
+
+
+def read_headers(files: CheckpointFiles) -> CheckpointHeaders:
+    """Read the headers of every scanned file; no tensor value is read.
+
+    Raises:
+        CheckpointError: files cannot be read or are malformed; one error names all of them.
+    """
+    with ThreadPoolExecutor(max_workers=_N_THREADS) as pool:
+        outcomes = list(pool.map(lambda file: _read_or_error(files.root, file), files.files))
+    errors = [outcome for outcome in outcomes if isinstance(outcome, CheckpointError)]
+    if errors:
+        raise _joined_error(errors) from errors[0]
+    headers = [outcome for outcome in outcomes if isinstance(outcome, SafetensorsHeader)]
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    metadata = (header.metadata for header in headers)
+    copies = _find_copies(tensors)
+    return CheckpointHeaders(
+        tensors=tuple(tensors),
+        metadata_by_file=dict(zip(files.files, metadata, strict=True)),
+        shadowed=frozenset(_find_shadowed(copies, files)),
+        findings=_copy_findings(copies),
+    )
+
+
+def file_identity(root: Path, file: str) -> FileIdentity:
+    """Return what identifies a file's present content.
+
+    Args:
+        root: Model directory.
+        file: Name relative to it.
+
+    Raises:
+        CheckpointError: the file cannot be read or its header is not there.
+    """
+    path = root / file
+    digest = hashlib.sha256()
+    with open_descriptor(path, file) as descriptor:
+        status = stat_descriptor(descriptor, file)
+        if _is_npz(file):
+            for member in read_npy_members(descriptor, file):
+                digest.update(f"{member!r}\n".encode())
+        else:
+            digest.update(read_raw_header(path, file).encoded)
+    return FileIdentity(
+        file=file,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        header_sha256=digest.hexdigest(),
+    )
+
+
+def _is_npz(file: str) -> bool:
+    return PurePosixPath(file).suffix == ".npz"
+
+
+def _read_or_error(root: Path, file: str) -> SafetensorsHeader | CheckpointError:
+    try:
+        if _is_npz(file):
+            return SafetensorsHeader(tensors=read_npz_headers(root / file, file), metadata={})
+        return read_safetensors_headers(root / file, file)
+    except CheckpointError as error:
+        return error
+
+
+def _joined_error(errors: list[CheckpointError]) -> CheckpointError:
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"{len(errors)} files cannot be read", *map(str, errors[:_MAX_FILES_SHOWN])]
+    if len(errors) > _MAX_FILES_SHOWN:
+        lines.append(f"... and {len(errors) - _MAX_FILES_SHOWN} more files")
+    return CheckpointError("\n".join(lines))
+
+
+def _find_copies(tensors: Iterable[TensorHeader]) -> dict[str, list[str]]:
+    files_of: dict[str, list[str]] = {}
+    for tensor in tensors:
+        files_of.setdefault(tensor.name, []).append(tensor.file)
+    return {name: files for name, files in sorted(files_of.items()) if len(files) > 1}
+
+
+def _find_shadowed(
+    copies: Mapping[str, list[str]], files: CheckpointFiles
+) -> Iterable[tuple[str, str]]:
+    index = files.index.index
+    if files.scan_mode != "index" or index is None:
+        return
+    for name, holders in copies.items():
+        named = index.weight_map.get(name)
+        measured = named if named in holders else holders[0]
+        yield from ((file, name) for file in holders if file != measured)
+
+
+def _copy_findings(copies: Mapping[str, list[str]]) -> tuple[Finding, ...]:
+    if not copies:
+        return ()
+    described = [f"{name} ({', '.join(files)})" for name, files in copies.items()]
+    return (
+        Finding(
+            kind=FindingKind.SCAN,
+            message=f"[scan] duplicate tensor name: {list_some(described)}",
+            tensor=next(iter(copies)) if len(copies) == 1 else "",
+            count=len(copies),
+            hint="scan one copy: point model_path at its folder or give the folder an index",
+        ),
+    )

@@ -1,0 +1,81 @@
+"""Which JSON text is taken: only what every parser reads the same way.
+
+Python's parser accepts NaN, half surrogates and repeated keys; other readers of the same file do
+not, or take another of the repeated values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+class StrictJsonError(ValueError):
+    """The text is not JSON; the message is the cause alone, without a file name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedJson:
+    """A parsed text.
+
+    Attributes:
+        value: dict, list, str, int, float, bool or None; of repeated keys the last one's value.
+        duplicate_keys: Keys that occur twice in one object, in the order found.
+    """
+
+    value: object
+    duplicate_keys: tuple[str, ...]
+
+
+def parse_json(encoded: bytes) -> ParsedJson:
+    """Parse UTF-8 JSON strictly.
+
+    Raises:
+        StrictJsonError: not UTF-8, not JSON, too deeply nested, or with text that is not Unicode.
+    """
+    try:
+        text = encoded.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StrictJsonError(f"not UTF-8 text (byte {error.start})") from error
+    duplicate_keys: list[str] = []
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_duplicate_recorder(duplicate_keys),
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError as error:
+        raise StrictJsonError("not usable JSON (nested too deeply)") from error
+    except ValueError as error:
+        raise StrictJsonError(f"not JSON ({error})") from error
+    if "\\ud" in text.lower():
+        _refuse_half_surrogates(value)
+    return ParsedJson(value=value, duplicate_keys=tuple(duplicate_keys))
+
+
+def _duplicate_recorder(
+    duplicate_keys: list[str],
+) -> Callable[[list[tuple[str, object]]], dict[str, object]]:
+    def to_dict(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            seen: set[str] = set()
+            for key, _value in pairs:
+                if key in seen:
+                    duplicate_keys.append(key)
+                seen.add(key)
+        return members
+
+    return to_dict
+
+
+def _refuse_constant(literal: str) -> object:
+    raise ValueError(f"{literal} is not a JSON number")
+
+
+def _refuse_half_surrogates(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StrictJsonError("not Unicode text (half of a surrogate pair)") from error

@@ -1,0 +1,176 @@
+"""The one console entry: `moe-weights <command>`, also `python -m moe_weights <command>`.
+
+A subcommand's modules are loaded when it is used, so that `--help` and small commands start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import moe_weights
+from moe_weights.errors import ExitCode, MoeWeightsError
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_EXIT_CODES = """exit codes:
+  0  ok, with or without warnings
+  1  invalid data (for example duplicate keys), or an unforeseen error
+  2  usage or analysis_config.json
+  3  index strictness
+  4  extraction or coverage strictness
+  5  input that cannot be read
+  6  output that cannot be written
+  130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code, see `errors.ExitCode`.
+    """
+    arguments = _build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level.upper(),
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except MoeWeightsError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print(  # noqa: T201
+            "interrupted; run the same command again to go on from the finished parts",
+            file=sys.stderr,
+        )
+        return int(ExitCode.INTERRUPTED)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe-weights",
+        description="Evidence about Mixture-of-Experts checkpoints.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=moe_weights.__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_init_run(commands)
+    _add_collect_data(commands)
+    _add_build_tables(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse gives this type no public name
+
+
+def _add_command(
+    commands: _Commands[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
+    parser.add_argument(
+        "--log-level", choices=_LOG_LEVELS, default="warning", help="diagnostics on stderr"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_init_run(commands: _Commands[argparse.ArgumentParser]) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from moe_weights.commands.init_run import init_run
+
+        return init_run(
+            Path(arguments.root),
+            arguments.model_id,
+            arguments.run_name,
+            arguments.model_path,
+            quiet=arguments.quiet,
+        )
+
+    parser = _add_command(
+        commands, "init-run", "Make a run directory with a config template to edit.", run
+    )
+    parser.add_argument("--root", required=True, help="folder of all runs")
+    parser.add_argument("--model-id", required=True, help="first part of the run's path; / nests")
+    parser.add_argument("--run-name", required=True, help="last part of the run's path")
+    parser.add_argument("--model-path", help="model directory or a single shard, for the config")
+
+
+def _add_collect_data(commands: _Commands[argparse.ArgumentParser]) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from moe_weights.commands.collect_data import CollectOptions, collect_data, usable_cpus
+
+        return collect_data(
+            CollectOptions(
+                run_dir=Path(arguments.run_dir),
+                model_path=arguments.model_path,
+                plan_only=arguments.plan,
+                workers=arguments.workers or usable_cpus(),
+                quiet=arguments.quiet,
+            )
+        )
+
+    parser = _add_command(
+        commands,
+        "collect-data",
+        "Measure every expert matrix of a checkpoint and simulate its quantisation.",
+        run,
+    )
+    parser.add_argument("--run-dir", required=True, help="run directory made by init-run")
+    parser.add_argument("--model-path", help="replaces model_path of the config for this run")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what would be measured, from headers alone, and write nothing",
+    )
+    parser.add_argument(
+        "--workers", type=_positive_int, help="threads that measure (default: the usable CPUs)"
+    )
+
+
+def _add_build_tables(commands: _Commands[argparse.ArgumentParser]) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from moe_weights.commands.build_tables import build_tables
+
+        return build_tables(
+            Path(arguments.run_dir), routed_only=arguments.routed_only, quiet=arguments.quiet
+        )
+
+    parser = _add_command(
+        commands, "build-tables", "Summarise collected data by layer, block and projection.", run
+    )
+    parser.add_argument("--run-dir", required=True, help="run directory with collected data")
+    parser.add_argument(
+        "--routed-only",
+        action="store_true",
+        help="also write each summary without shared experts, as <name>_routed",
+    )
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value

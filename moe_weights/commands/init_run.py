@@ -1,0 +1,123 @@
+"""A fresh run directory with a config to edit."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+
+from moe_weights.atomic_files import (
+    JsonValue,
+    RunLock,
+    write_json_atomic,
+    write_text_atomic,
+)
+from moe_weights.audit.clock import utc_now_text
+from moe_weights.commands.console import Reporter
+from moe_weights.config.json_schema import analysis_config_json_schema
+from moe_weights.config.template import template_config
+from moe_weights.errors import ExitCode, OutputError, UsageError
+from moe_weights.run_directory import INIT_FOLDERS, RunDirectory
+
+_MANIFEST_VERSION = 2
+_DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+def init_run(
+    root: Path, model_id: str, run_name: str, model_path: str | None, *, quiet: bool = False
+) -> int:
+    """Make `<root>/<model-id>/<run-name>/` with its folders, manifest and config template.
+
+    An existing config is left byte for byte as it is.
+
+    Args:
+        root: Folder of all runs; user-expanded and made absolute.
+        model_id: First part of the path; `/` nests.
+        run_name: Last part of the path; `/` nests.
+        model_path: Goes into a fresh config, absolute; None or "" leaves it empty.
+        quiet: Say nothing.
+
+    Raises:
+        UsageError: an id that would leave `root`, or the run is in use.
+        OutputError: the directory cannot be written.
+    """
+    for option, text in (("--model-id", model_id), ("--run-name", run_name)):
+        _check_relative(option, text)
+    run = RunDirectory(root.expanduser().absolute() / model_id / run_name)
+    reporter = Reporter(quiet=quiet)
+    try:
+        for folder in INIT_FOLDERS:
+            (run.path / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make run directory {run.path}: {error.strerror}; use another --root or make "
+            "it writable"
+        ) from error
+    with RunLock(run.lock_path):
+        write_json_atomic(run.manifest_path, _manifest(run, model_id, run_name))
+        write_json_atomic(run.config_schema_path, analysis_config_json_schema())
+        _write_config(run, model_path, reporter)
+    reporter.say("init_run", f"run directory: {run.path}")
+    reporter.say("init_run", "next: edit analysis_config.json if needed, then")
+    reporter.say("init_run", f"  python scripts/collect_data.py --run-dir {run.path} --plan")
+    return int(ExitCode.OK)
+
+
+def _write_config(run: RunDirectory, model_path: str | None, reporter: Reporter) -> None:
+    if run.config_path.exists():
+        reporter.say("init_run", f"config already exists at {run.config_path} (left unchanged)")
+        if model_path:
+            reporter.say(
+                "init_run",
+                "--model-path was not written into it; edit model_path there, or give --model-path "
+                "to collect_data",
+            )
+        return
+    absolute = str(Path(model_path).expanduser().absolute()) if model_path else ""
+    if absolute and not Path(absolute).exists():
+        reporter.warn(f"[warn] model_path does not exist yet: {absolute}")
+    # The template's own key order is the order in which a person reads it.
+    text = json.dumps(template_config(absolute), indent=2, ensure_ascii=False) + "\n"
+    write_text_atomic(run.config_path, text)
+    reporter.say("init_run", f"wrote config template to {run.config_path}")
+
+
+def _manifest(run: RunDirectory, model_id: str, run_name: str) -> dict[str, JsonValue]:
+    # CONTRACT SURFACE: manifest.json
+    now = utc_now_text()
+    manifest: dict[str, JsonValue] = {
+        "model_id": model_id,
+        "run_name": run_name,
+        "created_at": now,
+        "version": _MANIFEST_VERSION,
+    }
+    created_at = _earlier_created_at(run.manifest_path)
+    if created_at is not None:
+        manifest |= {"created_at": created_at, "reinitialised_at": now}
+    return manifest
+
+
+def _earlier_created_at(path: Path) -> str | None:
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    created_at = earlier.get("created_at") if isinstance(earlier, dict) else None
+    return created_at if isinstance(created_at, str) else None
+
+
+def _check_relative(option: str, text: str) -> None:
+    parts = PurePosixPath(text).parts
+    if (
+        not parts
+        or text.startswith("/")
+        or "\\" in text
+        or _DRIVE.match(text)
+        or "\0" in text
+        or ".." in parts
+        or parts == (".",)
+    ):
+        raise UsageError(
+            f"{option} {text!r} is not a relative path below --root; use names joined by /, "
+            "without .., drive letters or backslashes"
+        )

@@ -1,0 +1,132 @@
+"""The plan as a person reads it: what will be measured how, what will not and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from moe_weights.checkpoint.dtype_codes import dtype_name
+from moe_weights.commands.console import Reporter, format_bytes
+from moe_weights.commands.survey import Survey
+from moe_weights.extract.plan import ExtractionPlan
+from moe_weights.extract.work_unit import PlannedMatrix
+from moe_weights.tables.keys import sort_rank
+
+_SHOWN_UNMATCHED = 20
+_HEADINGS = (
+    "projection", "layers", "experts", "matrices", "R", "C", "dtype", "matched by", "evidence"
+)  # fmt: skip
+_NUMERIC = frozenset({"matrices", "R", "C"})
+
+
+def print_plan(survey: Survey, reporter: Reporter) -> None:
+    """Print the plan of a survey; nothing is read or written for it."""
+    plan, files = survey.plan, survey.files
+    reporter.say("collect", f"plan for {files.model_path}")
+    reporter.say(
+        "collect",
+        f"{len(files.files)} files ({files.scan_mode} mode), {len(survey.headers)} tensors",
+    )
+    reporter.table(_matched_table(plan))
+    if plan.unmatched:
+        reporter.table(_unmatched_table(plan))
+    for finding in survey.findings:
+        reporter.line(f"[warn] {finding.message}")
+        if finding.hint:
+            reporter.line(f"       hint: {finding.hint}")
+    n_matrices = sum(len(unit.matrices) for unit in plan.units)
+    reporter.say(
+        "collect",
+        f"{n_matrices} matrices in {len(plan.units)} units, {format_bytes(plan.nbytes)} of weights "
+        f"to read; {len(plan.unmatched)} expert-looking tensors unmatched; no weight was read",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """Matrices that stand in one line of the plan."""
+
+    proj: str
+    is_shared: bool
+    rows: int
+    cols: int
+    dtype: str
+    via: str
+    evidence: str
+
+    @property
+    def sort_key(self) -> tuple[object, ...]:
+        return (
+            sort_rank("proj", self.proj),
+            self.is_shared,
+            self.rows,
+            self.cols,
+            self.dtype,
+            self.via,
+            self.evidence,
+        )
+
+
+def _matched_table(plan: ExtractionPlan) -> Table:
+    members: dict[_Kind, list[PlannedMatrix]] = {}
+    for unit in plan.units:
+        for matrix in unit.matrices:
+            kind = _Kind(
+                proj=matrix.proj,
+                is_shared=matrix.is_shared_expert,
+                rows=matrix.view.rows,
+                cols=matrix.view.cols,
+                dtype=dtype_name(unit.source.dtype_code),
+                via=unit.extracted_via,
+                evidence=unit.layout_evidence,
+            )
+            members.setdefault(kind, []).append(matrix)
+    table = Table(title="will be measured", title_justify="left")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right" if heading in _NUMERIC else "left")
+    for kind in sorted(members, key=lambda kind: kind.sort_key):
+        matrices = members[kind]
+        expert_ids = _ranges({matrix.expert_id for matrix in matrices})
+        table.add_row(
+            kind.proj,
+            _ranges({matrix.layer for matrix in matrices}),
+            "shared" if kind.is_shared else expert_ids,
+            str(len(matrices)),
+            str(kind.rows),
+            str(kind.cols),
+            kind.dtype,
+            kind.via,
+            kind.evidence,
+        )
+    return table
+
+
+def _unmatched_table(plan: ExtractionPlan) -> Table:
+    by_reason = Counter(str(tensor.reason) for tensor in plan.unmatched)
+    summary = ", ".join(f"{reason}: {count}" for reason, count in sorted(by_reason.items()))
+    table = Table(title=f"will not be measured ({summary})", title_justify="left")
+    for heading in ("tensor", "shape", "dtype", "reason"):
+        table.add_column(heading, overflow="fold")
+    for tensor in plan.unmatched[:_SHOWN_UNMATCHED]:
+        header = tensor.header
+        table.add_row(
+            header.name, str(list(header.shape)), dtype_name(header.dtype_code), str(tensor.reason)
+        )
+    if len(plan.unmatched) > _SHOWN_UNMATCHED:
+        table.add_row(f"... and {len(plan.unmatched) - _SHOWN_UNMATCHED} more", "", "", "")
+    return table
+
+
+def _ranges(ids: set[int]) -> str:
+    """Return ids as text: `0-47`, `1,3,5-7`; -1 stands as `?`."""
+    parts: list[str] = ["?"] if -1 in ids else []
+    known = sorted(ids - {-1})
+    start = 0
+    for position, value in enumerate(known):
+        if position + 1 == len(known) or known[position + 1] != value + 1:
+            first = known[start]
+            parts.append(str(value) if first == value else f"{first}-{value}")
+            start = position + 1
+    return ",".join(parts)

@@ -1,0 +1,1 @@
+"""analysis_config.json and its typed, validated form."""

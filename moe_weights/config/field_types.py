@@ -1,0 +1,101 @@
+"""Which kinds of value do config keys take, beyond plain JSON types?
+
+Constraints stand in these aliases, never in a field's default, so that one walk over the
+annotations can say what a key expects (`model_types`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from moe_weights.config.regexes import compile_regex
+
+CUSTOM_ERROR = "refused"
+
+
+class ConfigSection(BaseModel):
+    """Base of every part of the config: frozen, no coercion, every key known."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    return PydanticCustomError(CUSTOM_ERROR, "{message}", {"message": message})
+
+
+def _check_regex(text: str) -> str:
+    pattern = compile_regex(text)
+    if isinstance(pattern, str):
+        raise _refuse(pattern)
+    return text
+
+
+def _check_regex_with_group(text: str) -> str:
+    pattern = compile_regex(text)
+    if isinstance(pattern, str):
+        raise _refuse(pattern)
+    if pattern.groups < 1:
+        raise _refuse(
+            "the regular expression needs at least one capture group; "
+            r"put the number in parentheses, as in \.(\d+)\."
+        )
+    return text
+
+
+def _check_suffix(text: str) -> str:
+    if len(text) < 2 or not text.startswith("."):
+        raise _refuse(
+            'a file suffix starts with a dot and has a name, such as ".safetensors"; '
+            f'"{text}" would match no file'
+        )
+    return text
+
+
+def _refuse_native_backend(value: object) -> object:
+    if value == "native":
+        raise _refuse('there are no native kernels yet; use "auto" or "mlx"')
+    return value
+
+
+def _refuse_unknown_preset(value: object) -> object:
+    if isinstance(value, str) and value != "auto":
+        raise _refuse(f'there is no preset named "{value}"; use "auto" or null')
+    return value
+
+
+def _refuse_strict_coverage(value: bool) -> bool:
+    if value:
+        raise _refuse("the coverage check does not exist yet; use false")
+    return value
+
+
+def _refuse_metric_choice(value: object) -> object:
+    if value is not None:
+        raise _refuse("metrics cannot be chosen yet, all of them are measured; use null")
+    return value
+
+
+NonEmptyStr: TypeAlias = Annotated[str, Field(min_length=1)]
+Regex: TypeAlias = Annotated[str, AfterValidator(_check_regex)]
+RegexWithGroup: TypeAlias = Annotated[str, AfterValidator(_check_regex_with_group)]
+FileSuffix: TypeAlias = Annotated[str, AfterValidator(_check_suffix)]
+PositiveInt: TypeAlias = Annotated[int, Field(ge=1)]
+NonNegativeInt: TypeAlias = Annotated[int, Field(ge=0)]
+NonNegativeFloat: TypeAlias = Annotated[float, Field(ge=0)]
+Percentile: TypeAlias = Annotated[float, Field(ge=0, le=100)]
+Backend: TypeAlias = Annotated[Literal["auto", "mlx"], BeforeValidator(_refuse_native_backend)]
+Preset: TypeAlias = Annotated[Literal["auto"] | None, BeforeValidator(_refuse_unknown_preset)]
+CoverageSwitch: TypeAlias = Annotated[
+    bool, AfterValidator(_refuse_strict_coverage), Field(json_schema_extra={"const": False})
+]
+AllMetrics: TypeAlias = Annotated[None, BeforeValidator(_refuse_metric_choice)]

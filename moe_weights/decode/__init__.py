@@ -1,0 +1,1 @@
+"""On-disk encodings and the numbers they stand for, one file each."""

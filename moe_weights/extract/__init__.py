@@ -1,0 +1,1 @@
+"""From names and shapes to a plan."""

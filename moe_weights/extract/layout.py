@@ -1,0 +1,153 @@
+"""Which stored axis means layer, expert, row and column, and where each matrix then lies.
+
+A matrix of a tensor is described by its place among the stored elements: a first element and two
+strides. Transposes, expert axes, fused halves and interleaved rows are all of this form, so a plan
+needs no weights, and reading a matrix needs no knowledge of its layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from moe_weights.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixView:
+    """Place of one matrix among the stored elements of a tensor.
+
+    Attributes:
+        offset: Element (0, 0), counted in elements from the tensor's first.
+        rows: Output features.
+        cols: Input features.
+        row_stride: Elements from (r, c) to (r + 1, c).
+        col_stride: Elements from (r, c) to (r, c + 1).
+    """
+
+    offset: int
+    rows: int
+    cols: int
+    row_stride: int
+    col_stride: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last stored element that belongs to the matrix."""
+        return (
+            self.offset + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+        )
+
+    def shifted(self, by: int) -> MatrixView:
+        """Return the same matrix counted from another first element."""
+        return replace(self, offset=self.offset + by)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankView:
+    """Place of a whole bank (L, E, R, C) among the stored elements of a tensor.
+
+    Attributes:
+        offset: Element (0, 0, 0, 0), counted in elements from the tensor's first.
+        lengths: (L, E, R, C); an axis that the tensor lacks has length 1.
+        strides: Elements between neighbours along each of the four axes.
+        has_layer_axis: The tensor itself holds several layers.
+        has_expert_axis: The tensor itself holds several experts.
+    """
+
+    offset: int
+    lengths: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int]
+    has_layer_axis: bool
+    has_expert_axis: bool
+
+    def matrix(self, layer_index: int, expert_index: int) -> MatrixView:
+        """Return the place of one (R, C) matrix of the bank."""
+        return MatrixView(
+            offset=self.offset + layer_index * self.strides[0] + expert_index * self.strides[1],
+            rows=self.lengths[2],
+            cols=self.lengths[3],
+            row_stride=self.strides[2],
+            col_stride=self.strides[3],
+        )
+
+    def part(self, axis: str, start: int, stop: int) -> BankView:
+        """Return the bank cut to rows or columns `start` to `stop`.
+
+        Args:
+            axis: "rows" or "cols", after canonicalisation.
+            start: First row or column kept.
+            stop: One past the last.
+        """
+        position = 2 if axis == "rows" else 3
+        lengths = list(self.lengths)
+        lengths[position] = stop - start
+        return replace(
+            self,
+            offset=self.offset + start * self.strides[position],
+            lengths=(lengths[0], lengths[1], lengths[2], lengths[3]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The meaning of a stored tensor's axes.
+
+    Attributes:
+        rows_axis: Output features.
+        cols_axis: Input features, along which quantisation groups run.
+        expert_axis: Experts; None when a tensor holds one.
+        layer_axis: Layers; None when a tensor holds one.
+    """
+
+    rows_axis: int
+    cols_axis: int
+    expert_axis: int | None = None
+    layer_axis: int | None = None
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The stored axes in the order layer, expert, rows, cols, without the absent ones."""
+        named = (self.layer_axis, self.expert_axis, self.rows_axis, self.cols_axis)
+        return tuple(axis for axis in named if axis is not None)
+
+    def view(self, shape: tuple[int, ...], *, fortran_order: bool = False) -> BankView:
+        """Return where the bank lies in a stored tensor of `shape`.
+
+        Args:
+            shape: Stored axis lengths.
+            fortran_order: The first stored axis varies fastest, as some `.npz` members have it.
+
+        Raises:
+            LayoutError: the named axes are not exactly the axes of the tensor.
+        """
+        ndim = len(shape)
+        if sorted(self.axes) != list(range(ndim)):
+            raise LayoutError(
+                f"layout axes {list(self.axes)} do not cover ndim={ndim}; name each of the "
+                f"{ndim} axes of shape {list(shape)} once"
+            )
+        strides = _element_strides(shape, fortran_order=fortran_order)
+
+        def length_and_stride(axis: int | None) -> tuple[int, int]:
+            return (1, 0) if axis is None else (shape[axis], strides[axis])
+
+        pairs = [
+            length_and_stride(axis)
+            for axis in (self.layer_axis, self.expert_axis, self.rows_axis, self.cols_axis)
+        ]
+        return BankView(
+            offset=0,
+            lengths=(pairs[0][0], pairs[1][0], pairs[2][0], pairs[3][0]),
+            strides=(pairs[0][1], pairs[1][1], pairs[2][1], pairs[3][1]),
+            has_layer_axis=self.layer_axis is not None,
+            has_expert_axis=self.expert_axis is not None,
+        )
+
+
+def _element_strides(shape: tuple[int, ...], *, fortran_order: bool) -> tuple[int, ...]:
+    strides = []
+    stride = 1
+    for length in shape if fortran_order else reversed(shape):
+        strides.append(stride)
+        stride *= length
+    return tuple(strides if fortran_order else reversed(strides))

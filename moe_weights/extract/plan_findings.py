@@ -1,0 +1,104 @@
+"""Facts about a plan that are worth a warning, gathered so that a thousand layers make one line."""
+
+from __future__ import annotations
+
+from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.extract.outcome import Refused, UnmatchedReason
+from moe_weights.extract.tensor_planner import PlannedTensor
+from moe_weights.findings import Finding, FindingKind, name_some
+
+_LISTED_ONE_BY_ONE = 20
+
+
+class PlanFindings:
+    """Collects what the planner notices, tensor by tensor."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._texts: list[Finding] = []
+        self._refusals: dict[Refused, list[TensorHeader]] = {}
+        self._unknown_ids: list[TensorHeader] = []
+        self._by_convention: list[TensorHeader] = []
+        self._other_shape: list[TensorHeader] = []
+
+    def add(self, header: TensorHeader, decided: PlannedTensor) -> None:
+        """Take note of one tensor's decision."""
+        self._texts.extend(
+            Finding(kind=FindingKind.EXTRACT, message=text, file=header.file, tensor=header.name)
+            for text in decided.problems
+        )
+        if decided.refusal is not None:
+            self._refusals.setdefault(decided.refusal, []).append(header)
+        if decided.expert_id_unknown:
+            self._unknown_ids.append(header)
+        if decided.layout_evidence == "convention" and header.ndim > 2:
+            self._by_convention.append(header)
+        if decided.shape_differs:
+            self._other_shape.append(header)
+
+    def collect(self) -> tuple[Finding, ...]:
+        """Return the findings, in a fixed order."""
+        findings = list(self._texts)
+        findings.extend(self._unknown_id_findings())
+        findings.extend(
+            _grouped(_refusal_text(refused), headers, refused.hint, _refusal_kind(refused))
+            for refused, headers in self._refusals.items()
+        )
+        if self._by_convention:
+            findings.append(
+                _grouped(
+                    "layout taken by convention (experts, rows, cols), nothing confirms it",
+                    self._by_convention,
+                    "add a rule with this layout to extract_rules to say that it is right",
+                )
+            )
+        if self._other_shape:
+            findings.append(
+                _grouped(
+                    "a rule reads another shape than config.json says",
+                    self._other_shape,
+                    "check rows_axis and cols_axis of the rule",
+                )
+            )
+        return tuple(findings)
+
+    def _unknown_id_findings(self) -> list[Finding]:
+        shown = self._unknown_ids[:_LISTED_ONE_BY_ONE]
+        hint = "mend parsing.expert_regex or give the rule an expert_group"
+        findings = [
+            Finding(
+                kind=FindingKind.EXTRACT,
+                message=f"[extract] expert id unknown for {header.name}",
+                file=header.file,
+                tensor=header.name,
+                hint=hint,
+            )
+            for header in shown
+        ]
+        rest = self._unknown_ids[_LISTED_ONE_BY_ONE:]
+        if rest:
+            findings.append(_grouped("expert id unknown for further tensors", rest, hint))
+        return findings
+
+
+def _refusal_kind(refused: Refused) -> FindingKind:
+    ambiguous = refused.reason is UnmatchedReason.AMBIGUOUS_LAYOUT
+    return FindingKind.EXTRACT if ambiguous else FindingKind.READ
+
+
+def _refusal_text(refused: Refused) -> str:
+    return f"refused ({refused.reason}): {refused.cause}"
+
+
+def _grouped(
+    text: str, headers: list[TensorHeader], hint: str, kind: FindingKind = FindingKind.EXTRACT
+) -> Finding:
+    names = [header.name for header in headers]
+    return Finding(
+        kind=kind,
+        message=f"[{kind}] {text}: {name_some(names, 'tensor')}",
+        file=headers[0].file,
+        tensor=names[0],
+        count=len(names),
+        hint=hint,
+    )

@@ -1,0 +1,1 @@
+"""One matrix and its numbers."""

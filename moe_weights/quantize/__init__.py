@@ -1,0 +1,1 @@
+"""One matrix under one scheme and its error."""

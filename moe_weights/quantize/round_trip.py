@@ -1,0 +1,56 @@
+"""What comes back when a matrix is quantised and dequantised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeSpec:
+    """One way to quantise, as the config names it.
+
+    Attributes:
+        name: Label in the tables.
+        mode: "affine", "mxfp4", "mxfp8" or "nvfp4"; others are refused by the backend.
+        bits: Bits per code.
+        group_size: Consecutive columns that share a scale, elements.
+    """
+
+    name: str
+    mode: str
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundTrip:
+    """A matrix after quantisation.
+
+    Attributes:
+        values: (R, C) reconstructed weights; the float dtype that the backend reconstructs in.
+        scales: Real scales, decoded from codes where stored as codes; (R, C / group_size), float64.
+        biases: Real biases, (R, C / group_size), float64; None for modes without biases.
+    """
+
+    values: NDArray[Any]
+    scales: NDArray[np.float64]
+    biases: NDArray[np.float64] | None
+
+
+class QuantBackend(Protocol):
+    """Something that quantises matrices; safe to call from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What rows say in the column `backend`."""
+
+    def round_trip(self, matrix: NDArray[Any], scheme: SchemeSpec) -> RoundTrip:
+        """Quantise and dequantise (R, C) float16, bfloat16 or float32 along the columns.
+
+        Raises:
+            ValueError: the scheme cannot be applied to this matrix.
+        """

@@ -1,0 +1,1 @@
+"""What tables hold, how they are computed, written and read back."""

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import os
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from moe_weights.checkpoint.locate import (
+    CheckpointFiles,
+    index_ignored_line,
+    locate_checkpoint,
+)
+from moe_weights.errors import (
+    CheckpointError,
+    ExitCode,
+    MoeWeightsError,
+    ShardIndexError,
+    UsageError,
+)
+from tests.support.checkpoints import write_index
+
+HOW_TO_SET = "\n  how to fix: set model_path in analysis_config.json or pass --model-path"
+NO_INDEX_FIX = "\n  how to fix: provide a usable index or set scan.strict_index to false"
+
+
+class LocateCase(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name) / "model"
+        self.root.mkdir()
+        self.index_path = self.root / "model.safetensors.index.json"
+
+    def touch(self, *files: str) -> None:
+        for file in files:
+            path = self.root / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+
+    def locate(
+        self,
+        model_path: str | Path | None = None,
+        *,
+        extensions: tuple[str, ...] = (".safetensors", ".npz"),
+        use_index: bool = True,
+        strict_index: bool = False,
+        max_files: int | None = None,
+    ) -> CheckpointFiles:
+        return locate_checkpoint(
+            self.root if model_path is None else model_path,
+            extensions=extensions,
+            use_index=use_index,
+            strict_index=strict_index,
+            max_files=max_files,
+        )
+
+    def assert_fails(
+        self,
+        error: type[MoeWeightsError],
+        message: str,
+        model_path: str | Path | None = None,
+        *,
+        use_index: bool = True,
+        strict_index: bool = False,
+    ) -> None:
+        with self.assertRaises(error) as caught:
+            self.locate(model_path, use_index=use_index, strict_index=strict_index)
+        self.assertEqual(str(caught.exception), message)
+
+
+class ModelPaths(LocateCase):
+    def test_an_empty_path(self) -> None:
+        for empty in ("", "  "):
+            self.assert_fails(UsageError, f"model_path is empty{HOW_TO_SET}", empty)
+
+    def test_a_missing_path(self) -> None:
+        missing = self.root / "nowhere"
+        message = f"model_path does not exist: {missing}{HOW_TO_SET}"
+        self.assert_fails(UsageError, message, missing)
+
+    def test_a_file_with_another_suffix(self) -> None:
+        self.touch("model.bin")
+        path = self.root / "model.bin"
+        self.assert_fails(
+            UsageError,
+            'model_path is a file whose suffix ".bin" is not in scan.extensions (.safetensors, '
+            f".npz): {path}\n  how to fix: pass the model directory or a file with one of these "
+            "suffixes",
+            path,
+        )
+
+    def test_a_path_that_no_file_can_have(self) -> None:
+        with mock.patch.object(Path, "is_dir", side_effect=PermissionError("no")):
+            self.assert_fails(
+                UsageError, f"model_path cannot be reached: {self.root} (no)", self.root
+            )
+
+    def test_a_home_that_nobody_has(self) -> None:
+        with self.assertRaisesRegex(UsageError, "^model_path cannot be expanded: ~nobody-at-all/x"):
+            self.locate("~nobody-at-all/x")
+
+    def test_the_home_folder_is_expanded_and_the_path_made_absolute(self) -> None:
+        with mock.patch.dict(os.environ, {"HOME": str(self.root.parent)}):
+            self.assertEqual(self.locate("~/model").model_path, self.root)
+
+    def test_a_folder_that_cannot_be_listed(self) -> None:
+        with mock.patch("os.scandir", side_effect=PermissionError(13, "Permission denied")):
+            self.assert_fails(
+                CheckpointError,
+                f"cannot list {self.root}: Permission denied; make the folder readable",
+            )
+
+    def test_a_file_alone_needs_no_listing_of_its_folder(self) -> None:
+        self.touch("a.npz")
+        with mock.patch("os.scandir", side_effect=PermissionError(13, "Permission denied")):
+            files = self.locate(self.root / "a.npz", use_index=False)
+        self.assertEqual(files.files, ("a.npz",))
+
+
+class Walking(LocateCase):
+    def test_finds_allowed_suffixes_recursively_in_path_order(self) -> None:
+        self.touch("b.safetensors", "a/z.npz", "a.safetensors", "x.SAFETENSORS", "a/y.bin")
+        files = self.locate()
+        self.assertEqual(files.files, ("a/z.npz", "a.safetensors", "b.safetensors"))
+        self.assertEqual((files.kind, files.scan_mode, files.root), ("dir", "walk", self.root))
+        self.assertEqual((files.index.status, files.findings), ("not_found", ()))
+
+    def test_max_files_cuts_after_sorting(self) -> None:
+        self.touch("c.npz", "a.npz", "b.npz")
+        files = self.locate(max_files=1)
+        self.assertEqual(files.files, ("a.npz",))
+        self.assertEqual(files.not_scanned_due_to_max_files, ("b.npz", "c.npz"))
+
+    def test_nothing_found_is_no_error(self) -> None:
+        self.assertEqual(self.locate().files, ())
+
+    def test_links_to_files_keep_their_own_name_and_dangling_ones_are_told(self) -> None:
+        self.touch("blob")
+        (self.root / "a.safetensors").symlink_to("blob")
+        (self.root / "gone.safetensors").symlink_to("nowhere")
+        (self.root / "gone.txt").symlink_to("nowhere")
+        files = self.locate()
+        self.assertEqual(files.files, ("a.safetensors",))
+        self.assertEqual(
+            [finding.message for finding in files.findings],
+            ["[scan] dangling link skipped: gone.safetensors"],
+        )
+
+    def test_what_is_no_file_is_told(self) -> None:
+        os.mkfifo(self.root / "pipe.npz")
+        (self.root / "folder.npz").mkdir()
+        files = self.locate()
+        self.assertEqual(files.files, ())
+        self.assertEqual(
+            [finding.message for finding in files.findings],
+            ["[scan] no regular file skipped: pipe.npz"],
+        )
+
+    def test_a_subfolder_that_cannot_be_listed_is_told(self) -> None:
+        self.touch("a.npz")
+        refused = PermissionError(13, "Permission denied", str(self.root / "sub"))
+        real_walk = os.walk
+
+        def walk(top: Path, onerror: object) -> object:
+            onerror(refused)
+            return real_walk(top)
+
+        with mock.patch("os.walk", side_effect=walk):
+            files = self.locate()
+        self.assertEqual(files.files, ("a.npz",))
+        self.assertEqual(
+            files.findings[0].message, "[scan] folder cannot be listed: sub: Permission denied"
+        )
+
+    def test_a_name_that_is_not_utf8_is_refused(self) -> None:
+        self.touch("\udcff.npz")
+        self.assert_fails(
+            CheckpointError,
+            r"'\udcff.npz': the file name is not UTF-8, so no table can hold it; rename the file",
+        )
+
+
+class TruthTable(LocateCase):
+    """Every row of use_index, strict_index, kind of model path, index."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.touch("a.safetensors", "b.safetensors", "extra.safetensors", "sub/deep.safetensors")
+        self.all_files = (
+            "a.safetensors",
+            "b.safetensors",
+            "extra.safetensors",
+            "sub/deep.safetensors",
+        )
+        self.anchor = self.root / "b.safetensors"
+
+    def write_valid_index(self, *more: str) -> None:
+        shards = ("b.safetensors", "a.safetensors", "notes.txt", *more)
+        write_index(self.root, {f"t{i}": shard for i, shard in enumerate(shards)})
+
+    def write_broken_index(self) -> None:
+        self.index_path.write_text("{}")
+
+    def broken_finding(self) -> list[str]:
+        return [f"[index] failed to parse index {self.index_path}: it has no weight_map"]
+
+    def test_off_lenient_walks(self) -> None:
+        self.write_valid_index()
+        files = self.locate(use_index=False)
+        self.assertEqual((files.files, files.scan_mode), (self.all_files, "walk"))
+        state = files.index
+        self.assertEqual((state.status, state.searched, state.found), ("disabled", False, False))
+
+    def test_off_strict_fails(self) -> None:
+        for path in (self.root, self.anchor):
+            self.assert_fails(
+                UsageError,
+                "strict_index requires use_safetensors_index_json=true\n  how to fix: set "
+                "scan.use_safetensors_index_json to true or scan.strict_index to false",
+                path,
+                use_index=False,
+                strict_index=True,
+            )
+
+    def test_on_lenient_folder_without_index_walks_without_a_finding(self) -> None:
+        files = self.locate()
+        self.assertEqual((files.files, files.scan_mode), (self.all_files, "walk"))
+        self.assertEqual((files.index.status, files.findings), ("not_found", ()))
+
+    def test_on_folder_with_index_scans_its_shards_in_order(self) -> None:
+        self.write_valid_index()
+        for strict_index in (False, True):
+            files = self.locate(strict_index=strict_index)
+            self.assertEqual(files.files, ("a.safetensors", "b.safetensors"))
+            self.assertEqual((files.scan_mode, files.index.status), ("index", "active"))
+            self.assertTrue(files.index.active and files.index.used_for_scan)
+            self.assertEqual(files.expected_shards, files.files)
+            self.assertEqual(files.missing_shards, ())
+            self.assertEqual(files.extra_safetensors_files_on_disk, ("extra.safetensors",))
+            self.assertEqual(files.findings, ())
+
+    def test_on_lenient_folder_with_broken_index_walks_with_a_finding(self) -> None:
+        self.write_broken_index()
+        files = self.locate()
+        self.assertEqual((files.files, files.scan_mode), (self.all_files, "walk"))
+        self.assertEqual([finding.message for finding in files.findings], self.broken_finding())
+        state = files.index
+        self.assertEqual((state.status, state.index_path), ("error", self.index_path))
+        self.assertEqual(state.error, "it has no weight_map")
+
+    def test_on_lenient_file_with_index_scans_the_anchor_alone(self) -> None:
+        self.write_valid_index("gone.safetensors")
+        for strict_index in (False, True):
+            files = self.locate(self.anchor, strict_index=strict_index)
+            self.assertEqual((files.files, files.scan_mode), (("b.safetensors",), "walk"))
+            self.assertEqual((files.kind, files.root), ("file", self.root))
+            state = files.index
+            self.assertEqual((state.status, state.parsed, state.active), ("active", True, False))
+            self.assertTrue(files.index_ignored_due_to_file)
+            self.assertEqual((files.expected_shards, files.missing_shards), ((), ()))
+            self.assertEqual(
+                index_ignored_line(files),
+                f"[index] index found at {self.index_path}; but model_path is a file; scanning "
+                "only the anchor file. To scan the full indexed shard set, pass the model "
+                "directory instead.",
+            )
+
+    def test_on_lenient_file_without_index_scans_the_anchor_alone(self) -> None:
+        files = self.locate(self.anchor)
+        self.assertEqual(files.files, ("b.safetensors",))
+        self.assertFalse(files.index_ignored_due_to_file)
+        self.assertIsNone(index_ignored_line(files))
+
+    def test_on_lenient_file_with_broken_index_scans_the_anchor_with_a_finding(self) -> None:
+        self.write_broken_index()
+        files = self.locate(self.anchor)
+        self.assertEqual(files.files, ("b.safetensors",))
+        self.assertEqual([finding.message for finding in files.findings], self.broken_finding())
+
+    def test_on_strict_without_index_fails(self) -> None:
+        for path in (self.root, self.anchor):
+            self.assert_fails(
+                ShardIndexError,
+                "strict_index requires an active index (status: not_found)\n"
+                f"  no *.safetensors.index.json in {self.root}{NO_INDEX_FIX}",
+                path,
+                strict_index=True,
+            )
+
+    def test_on_strict_with_broken_index_fails(self) -> None:
+        self.write_broken_index()
+        for path in (self.root, self.anchor):
+            self.assert_fails(
+                ShardIndexError,
+                "strict_index requires an active index (status: error)\n"
+                f"  {self.index_path}: it has no weight_map{NO_INDEX_FIX}",
+                path,
+                strict_index=True,
+            )
+
+    def test_on_strict_folder_with_missing_shards_fails(self) -> None:
+        self.write_valid_index("gone.safetensors", "also.npz", "no-shard.md")
+        self.assert_fails(
+            ShardIndexError,
+            "[index] missing shard(s) referenced by index: also.npz, gone.safetensors\n"
+            "  how to fix: complete the download or set scan.strict_index to false",
+            strict_index=True,
+        )
+        self.assertEqual(ShardIndexError.exit_code, ExitCode.INDEX)
+
+    def test_on_lenient_folder_with_missing_shards_goes_on(self) -> None:
+        self.write_valid_index("gone.safetensors")
+        files = self.locate()
+        self.assertEqual(files.files, ("a.safetensors", "b.safetensors"))
+        self.assertEqual(files.missing_shards, ("gone.safetensors",))
+
+
+class IndexedShards(LocateCase):
+    def test_a_folder_or_dangling_link_is_a_missing_shard_and_a_link_to_a_file_is_none(
+        self,
+    ) -> None:
+        blob = self.root.parent / "blob"
+        blob.write_bytes(b"")
+        (self.root / "link.safetensors").symlink_to(blob)
+        (self.root / "dangling.safetensors").symlink_to("nowhere")
+        (self.root / "folder.safetensors").mkdir()
+        long_name = f"{'x' * 300}.safetensors"
+        shards = ("link.safetensors", "dangling.safetensors", "folder.safetensors", long_name)
+        write_index(self.root, {shard: shard for shard in shards})
+        files = self.locate()
+        self.assertEqual(files.files, ("link.safetensors",))
+        self.assertEqual(
+            files.missing_shards, ("dangling.safetensors", "folder.safetensors", long_name)
+        )
+        self.assertEqual(files.extra_safetensors_files_on_disk, ())
+
+    def test_max_files_cuts_present_shards_and_is_not_missing(self) -> None:
+        self.touch("b.safetensors", "c.npz", "d.safetensors")
+        shards = ("a.safetensors", "b.safetensors", "c.npz", "d.safetensors")
+        write_index(self.root, {shard: shard for shard in shards})
+        files = self.locate(max_files=1)
+        self.assertEqual(files.files, ("b.safetensors",))
+        self.assertEqual(files.missing_shards, ("a.safetensors",))
+        self.assertEqual(files.not_scanned_due_to_max_files, ("c.npz", "d.safetensors"))
+
+    def test_shards_in_subfolders_and_behind_backslashes_are_found(self) -> None:
+        self.touch("sub/a.safetensors")
+        write_index(self.root, {"x": "sub\\a.safetensors"})
+        self.assertEqual(self.locate().files, ("sub/a.safetensors",))
+
+    def test_missing_shards_beyond_twenty_are_counted(self) -> None:
+        write_index(self.root, {f"t{i}": f"{i:02}.npz" for i in range(22)})
+        names = ", ".join(f"{i:02}.npz" for i in range(20))
+        self.assert_fails(
+            ShardIndexError,
+            f"[index] missing shard(s) referenced by index: {names}, ... (2 more, 22 in all)\n"
+            "  how to fix: complete the download or set scan.strict_index to false",
+            strict_index=True,
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import unittest
+
+from moe_weights.columns import TableSchema
+from moe_weights.findings import Finding, FindingKind
+from moe_weights.tables.projection_report import PROJECTION_REPORT_SCHEMA
+from moe_weights.tables.tensor_inventory import tensor_inventory_schema
+from moe_weights.tables.unmatched_tensors import UNMATCHED_TENSORS_SCHEMA
+from moe_weights.tables.warnings import WARNINGS_SCHEMA, warnings_table
+
+
+def header(schema: TableSchema) -> str:
+    return ", ".join(schema.column_names)
+
+
+class DeclaredHeaders(unittest.TestCase):
+    def test_of_the_inventory_name_the_index_only_in_index_mode(self) -> None:
+        base = "file, tensor_name, dtype, shape, ndim, nbytes"
+        self.assertEqual(header(tensor_inventory_schema(index_mode=False)), base)
+        self.assertEqual(
+            header(tensor_inventory_schema(index_mode=True)), base + ", in_index, index_shard"
+        )
+
+    def test_of_the_other_logs_and_tables(self) -> None:
+        self.assertEqual(
+            header(UNMATCHED_TENSORS_SCHEMA), "file, tensor_name, dtype, shape, ndim, reason"
+        )
+        self.assertEqual(header(WARNINGS_SCHEMA), "warning, kind, file, tensor, count, hint")
+        self.assertEqual(
+            header(PROJECTION_REPORT_SCHEMA),
+            "context, rule_name, raw_proj, resolved_proj, action, count, example_file, "
+            "example_source_tensor, example_derived_tensor, suggested_proj, suggested_match",
+        )
+
+    def test_have_meanings(self) -> None:
+        for schema in (
+            tensor_inventory_schema(index_mode=True),
+            UNMATCHED_TENSORS_SCHEMA,
+            WARNINGS_SCHEMA,
+            PROJECTION_REPORT_SCHEMA,
+        ):
+            for column in schema.columns:
+                self.assertTrue(column.meaning)
+                self.assertEqual(bool(column.unit), column.dtype in {"int64", "list<int64>"})
+
+
+class WarningRows(unittest.TestCase):
+    def test_are_the_findings_in_order(self) -> None:
+        table = warnings_table(
+            [
+                Finding(kind=FindingKind.META, message="[meta] b"),
+                Finding(
+                    kind=FindingKind.READ,
+                    message="[read] a",
+                    file="s",
+                    tensor="t",
+                    count=2,
+                    hint="h",
+                ),
+            ]
+        )
+        self.assertEqual(
+            table.values,
+            {
+                "warning": ["[meta] b", "[read] a"],
+                "kind": ["meta", "read"],
+                "file": ["", "s"],
+                "tensor": ["", "t"],
+                "count": [1, 2],
+                "hint": ["", "h"],
+            },
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()
