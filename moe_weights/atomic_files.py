@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,10 @@ JsonValue: TypeAlias = (
     "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 )
 
-_TEMPORARY_NAME = re.compile(r"^\..+\.tmp-\d+$")
+_TEMPORARY_NAME = re.compile(r"^\..+\.tmp-\d+(?:-\d+)?$")
+_WRITE_NUMBERS = itertools.count()  # two threads may write one target at the same time
+# What file systems answer that cannot flush a folder; the rename is as durable as they make it.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 
 @contextlib.contextmanager
@@ -41,7 +45,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         OutputError: the folder or file cannot be written (read-only, disk full, ...); `target` is
             as before.
     """
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{next(_WRITE_NUMBERS)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -96,7 +100,7 @@ def remove_file(target: Path) -> None:
     try:
         target.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(_write_failure_message(target, error)) from error
+        raise OutputError(_write_failure_message(target, error, verb="remove")) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -167,11 +171,15 @@ def remove_temporary_siblings(folder: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def _remove_quietly(path: Path) -> None:
@@ -179,7 +187,7 @@ def _remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_failure_message(target: Path, error: OSError) -> str:
+def _write_failure_message(target: Path, error: OSError, *, verb: str = "write") -> str:
     cause = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         advice = "free some space and run the same command again"
@@ -187,4 +195,4 @@ def _write_failure_message(target: Path, error: OSError) -> str:
         advice = "make the run directory writable or use another --root"
     else:
         advice = "check the run directory"
-    return f"cannot write {target}: {cause}; {advice}; the file is as it was before"
+    return f"cannot {verb} {target}: {cause}; {advice}; the file is as it was before"

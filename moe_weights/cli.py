@@ -6,6 +6,7 @@ A subcommand's modules are loaded when it is used, so that `--help` and small co
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, see `errors.ExitCode`.
     """
     arguments = _build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end a run of hours.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(
         level=arguments.log_level.upper(),
         format="%(levelname)s %(name)s: %(message)s",
@@ -45,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except MoeWeightsError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        from moe_weights.commands.console import printable
+
+        print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return int(error.exit_code)
     except KeyboardInterrupt:
         print(  # noqa: T201

@@ -49,7 +49,7 @@ def run_context_json(
         "generated_at": utc_now_text(),
         "run": run,
         "model_path": {
-            "configured": str(Path(configured).expanduser().absolute()) if configured else "",
+            "configured": _absolute_text(configured) if configured else "",
             "resolved": str(model_path.resolved),
             "source": "config" if model_path.override is None else "cli_override",
         },
@@ -75,6 +75,13 @@ def run_context_json(
 def index_path_text(state: IndexState) -> str | None:
     """Return the index's path, also when it could not be parsed; None when there is none."""
     return None if state.index_path is None else str(state.index_path)
+
+
+def _absolute_text(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:  # the home of a user who is not known here; `--model-path` replaced it
+        return path
 
 
 def _index_json(state: IndexState) -> dict[str, JsonValue]:

@@ -23,10 +23,9 @@ from moe_weights.audit.run_health import OutputCounts, run_health_json
 from moe_weights.audit.run_identity import find_run, run_block
 from moe_weights.audit.weight_findings import weight_findings
 from moe_weights.checkpoint.headers import file_identity
-from moe_weights.checkpoint.locate import index_ignored_line
-from moe_weights.checkpoint.model_config import console_line
+from moe_weights.commands.collect_report import say_summary, say_survey
 from moe_weights.commands.collected_artifacts import RUN_FAILURE, ArtifactWriter
-from moe_weights.commands.console import Reporter, format_bytes
+from moe_weights.commands.console import Reporter
 from moe_weights.commands.measuring import measure_units
 from moe_weights.commands.parts import PartStore, run_fingerprint
 from moe_weights.commands.plan_report import print_plan
@@ -122,7 +121,7 @@ def _collect(
     loaded = load_config(run.config_path, model_path_override=options.model_path)
     config = loaded.config
     survey = survey_checkpoint(loaded)
-    _say_survey(survey, reporter)
+    say_survey(survey, reporter)
     writer = ArtifactWriter(run=run, config=config, reporter=reporter)
     try:
         _refuse(survey)
@@ -143,15 +142,21 @@ def _collect(
     )
     effective = effective_config_json(loaded)
     store = _open_store(run, survey, effective, schemes, reporter)
-    with ThreadPoolExecutor(max_workers=options.workers) as executor:
-        result = measure_units(
-            survey.plan.units,
-            settings,
-            store=store,
-            executor=executor,
-            reporter=reporter,
-            progress_every_files=config.debug.print_progress_every_files,
-        )
+    try:
+        with ThreadPoolExecutor(max_workers=options.workers) as executor:
+            result = measure_units(
+                survey.plan.units,
+                settings,
+                store=store,
+                executor=executor,
+                reporter=reporter,
+                progress_every_files=config.debug.print_progress_every_files,
+            )
+    except OutputError as error:
+        raise OutputError(
+            f"{error}; complete so far: the finished parts below cache/parts, which the next run "
+            "takes up; tables and logs are as they were before"
+        ) from error
     writer.withdraw_success()
     writer.write_header_tables(survey)
     writer.write_measured_tables(
@@ -184,7 +189,7 @@ def _collect(
         ),
     )
     store.discard()
-    _say_summary(writer, survey, findings, duration)
+    say_summary(writer, findings, duration)
 
 
 def _refuse(survey: Survey) -> None:
@@ -268,40 +273,3 @@ def _measured_findings(result: UnitResult) -> list[Finding]:
         *failure_findings(result.quant_rows),
         *weight_findings(result.matrix_rows, result.digests, result.constant),
     ]
-
-
-def _say_survey(survey: Survey, reporter: Reporter) -> None:
-    files, plan = survey.files, survey.plan
-    ignored = index_ignored_line(files)
-    if ignored:
-        reporter.line(ignored)
-    if survey.model_config is not None:
-        line = console_line(survey.model_config)
-        if line:
-            reporter.line(line)
-    reporter.say(
-        "collect",
-        f"{len(survey.headers)} tensors in {len(files.files)} files ({files.scan_mode} mode); "
-        f"{sum(len(unit.matrices) for unit in plan.units)} expert matrices to read, "
-        f"{format_bytes(plan.nbytes)}; {len(plan.unmatched)} expert-looking tensors unmatched",
-    )
-
-
-def _say_summary(
-    writer: ArtifactWriter, survey: Survey, findings: list[Finding], duration: float
-) -> None:
-    reporter, rows = writer.reporter, writer.rows
-    reporter.say("collect", f"finished in {duration:.1f} s: {writer.run.path}")
-    for name in ("tensor_inventory", "matrix_stats", "quant_sim", "unmatched_tensors"):
-        if name in rows:
-            reporter.say("collect", f"{name} rows: {rows[name]} ({writer.path_of(name)})")
-    if findings:
-        reporter.say("collect", f"warnings rows: {rows['warnings']} ({writer.path_of('warnings')})")
-    for finding in findings[:10]:
-        reporter.line(f"[warn] {finding.message}")
-    if len(findings) > 10:
-        reporter.line(f"[warn] ... and {len(findings) - 10} more in {writer.path_of('warnings')}")
-    if not rows["matrix_stats"]:
-        reporter.say("collect", "no expert matrix was found; see --plan and extract_rules")
-    reporter.say("collect", "read first: logs/run_health.json, logs/write_manifest.json")
-    reporter.say("collect", f"next: python scripts/build_tables.py --run-dir {writer.run.path}")

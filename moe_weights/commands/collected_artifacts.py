@@ -20,7 +20,6 @@ from moe_weights.commands.console import Reporter
 from moe_weights.commands.survey import Survey
 from moe_weights.config.schema import AnalysisConfig
 from moe_weights.errors import OutputError
-from moe_weights.extract.outcome import UnmatchedReason
 from moe_weights.extract.projections import ProjectionAliases
 from moe_weights.findings import Finding
 from moe_weights.run_directory import RunDirectory
@@ -91,10 +90,8 @@ class ArtifactWriter:
             everything += projection_findings(unresolved, report.path)
         else:
             remove_table(self.run.log_table_path("proj_canonicalization_report"))
-        n_dropped = sum(
-            tensor.reason is UnmatchedReason.STRICT_NO_ALIAS_MAP for tensor in survey.plan.unmatched
-        )
-        if n_dropped:
+        n_dropped = sum(event.action == "dropped_strict" for event in unresolved)
+        if n_dropped and not self.config.parsing.proj_aliases:
             paths = [entry.path for entry in self.entries if entry.name == "unmatched_tensors"]
             everything.append(empty_alias_finding(n_dropped, paths[0] if paths else None))
         if everything:
@@ -162,10 +159,13 @@ class ArtifactWriter:
 
     def _json_or_none(self, name: str, content: dict[str, JsonValue] | None) -> None:
         path = self.run.log_path(name)
-        if content is None:
-            remove_file(path)
-        else:
-            write_json_atomic(path, content)
+        try:
+            if content is None:
+                remove_file(path)
+            else:
+                write_json_atomic(path, content)
+        except OutputError as error:
+            raise self._incomplete(error) from error
 
     def _incomplete(self, error: OutputError) -> OutputError:
         complete = ", ".join(entry.path for entry in self.entries) or "nothing"

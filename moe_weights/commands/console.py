@@ -22,6 +22,10 @@ from rich.table import Table
 
 _LINE_EVERY_S = 5.0
 _PLAIN_WIDTH = 200  # piped tables must not be folded to a terminal's width
+# Names come from files of strangers; an escape sequence in one must not reach a terminal or a log.
+_CONTROL_CHARACTERS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
 
 
 class Reporter:
@@ -35,7 +39,13 @@ class Reporter:
         """
         is_terminal = sys.stdout.isatty()
         self.quiet = quiet
-        self.console = Console(width=None if is_terminal else _PLAIN_WIDTH, soft_wrap=True)
+        self.console = Console(
+            width=None if is_terminal else _PLAIN_WIDTH,
+            # None asks the terminal; FORCE_COLOR must not put colours and a bar into a file.
+            force_terminal=None if is_terminal else False,
+            soft_wrap=True,
+            emoji=False,
+        )
 
     def say(self, prefix: str, text: str) -> None:
         """Print `[prefix] text`, unless quiet."""
@@ -57,7 +67,7 @@ class Reporter:
             self.console.print(table, soft_wrap=False)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class ReadingProgress:
@@ -143,6 +153,11 @@ class ReadingProgress:
             f"{done_files}/{self._total_files} files, {format_bytes(self._done_bytes)} of "
             f"{format_bytes(self._total_bytes)}, {format_bytes(rate)}/s{remaining}"
         )
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters spelled out in hexadecimal; line breaks stay."""
+    return text.translate(_CONTROL_CHARACTERS)
 
 
 def format_bytes(nbytes: float) -> str:

@@ -38,12 +38,14 @@ def init_run(
         quiet: Say nothing.
 
     Raises:
-        UsageError: an id that would leave `root`, or the run is in use.
+        UsageError: an id that would leave `root`, a path that cannot be expanded or written down,
+            or the run is in use.
         OutputError: the directory cannot be written.
     """
     for option, text in (("--model-id", model_id), ("--run-name", run_name)):
         _check_relative(option, text)
-    run = RunDirectory(root.expanduser().absolute() / model_id / run_name)
+    run = RunDirectory(_absolute("--root", str(root)) / model_id / run_name)
+    absolute_model_path = str(_absolute("--model-path", model_path)) if model_path else ""
     reporter = Reporter(quiet=quiet)
     try:
         for folder in INIT_FOLDERS:
@@ -56,14 +58,14 @@ def init_run(
     with RunLock(run.lock_path):
         write_json_atomic(run.manifest_path, _manifest(run, model_id, run_name))
         write_json_atomic(run.config_schema_path, analysis_config_json_schema())
-        _write_config(run, model_path, reporter)
+        _write_config(run, absolute_model_path, reporter)
     reporter.say("init_run", f"run directory: {run.path}")
     reporter.say("init_run", "next: edit analysis_config.json if needed, then")
     reporter.say("init_run", f"  python scripts/collect_data.py --run-dir {run.path} --plan")
     return int(ExitCode.OK)
 
 
-def _write_config(run: RunDirectory, model_path: str | None, reporter: Reporter) -> None:
+def _write_config(run: RunDirectory, model_path: str, reporter: Reporter) -> None:
     if run.config_path.exists():
         reporter.say("init_run", f"config already exists at {run.config_path} (left unchanged)")
         if model_path:
@@ -73,11 +75,10 @@ def _write_config(run: RunDirectory, model_path: str | None, reporter: Reporter)
                 "to collect_data",
             )
         return
-    absolute = str(Path(model_path).expanduser().absolute()) if model_path else ""
-    if absolute and not Path(absolute).exists():
-        reporter.warn(f"[warn] model_path does not exist yet: {absolute}")
+    if model_path and not Path(model_path).exists():
+        reporter.warn(f"[warn] model_path does not exist yet: {model_path}")
     # The template's own key order is the order in which a person reads it.
-    text = json.dumps(template_config(absolute), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(template_config(model_path), indent=2, ensure_ascii=False) + "\n"
     write_text_atomic(run.config_path, text)
     reporter.say("init_run", f"wrote config template to {run.config_path}")
 
@@ -106,7 +107,26 @@ def _earlier_created_at(path: Path) -> str | None:
     return created_at if isinstance(created_at, str) else None
 
 
+def _absolute(option: str, text: str) -> Path:
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{option} {text}: {error}; write the path in full") from error
+    _check_encodable(option, str(path))
+    return path
+
+
+def _check_encodable(option: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{option} {text!r} is not UTF-8, so no JSON file can name it; rename the folder"
+        ) from error
+
+
 def _check_relative(option: str, text: str) -> None:
+    _check_encodable(option, text)
     parts = PurePosixPath(text).parts
     if (
         not parts

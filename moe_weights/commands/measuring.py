@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 
 from moe_weights.commands.console import ReadingProgress, Reporter
 from moe_weights.commands.parts import PartStore, batch_units
@@ -56,7 +56,7 @@ def measure_units(
 
     with progress:
         for number, batch in enumerate(batches):
-            part = store.load(number)
+            part = store.load(number, batch)
             if part is not None:
                 results[number] = part
                 count(batch)
@@ -74,14 +74,21 @@ def measure_units(
         try:
             for future in as_completed(futures):
                 number = futures[future]
-                results[number] = future.result()
-                store.commit(number, results[number])
                 batch = batches[number]
+                results[number] = future.result()
+                store.commit(number, batch, results[number])
                 progress.advance(sum(unit.nbytes for unit in batch), count(batch))
         finally:
             for future in futures:
                 future.cancel()
+            for future, number in futures.items():
+                if number not in results and _has_result(future):
+                    store.commit(number, batches[number], future.result())
     merged = UnitResult()
     for number in range(len(batches)):
         merged.extend(results[number])
     return merged
+
+
+def _has_result(future: Future[UnitResult]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -2,7 +2,7 @@
 
 A part holds the rows of one batch of units, written atomically under a fingerprint of everything
 the rows depend on: the shards, the effective config, the packages and this code. Parts of another
-fingerprint are never used.
+fingerprint, parts of other units and damaged parts are never used.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def run_fingerprint(
         "packages": {name: _version(name) for name in _NUMERIC_PACKAGES},
         "code": _code_digest(),
     }
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    return _sha256(json.dumps(content))[:32]
 
 
 class PartStore:
@@ -87,27 +87,49 @@ class PartStore:
             _remove_tree(path)
         return len(others)
 
-    def load(self, number: int) -> UnitResult | None:
-        """Return a committed part, or None."""
+    def load(self, number: int, batch: Sequence[WorkUnit]) -> UnitResult | None:
+        """Return a committed part; None when there is none that is whole and of this batch.
+
+        Args:
+            number: Place of the batch in the plan.
+            batch: Its units; a part of other units (another plan) is not taken.
+        """
         try:
-            content = json.loads(self._path(number).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            part = json.loads(self._path(number).read_text(encoding="utf-8"))
+            content = part["content"]
+            if part["sha256"] != _sha256(json.dumps(content)):
+                return None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            # Missing, or damaged (a file system that lost writes): measured again, then replaced.
+            return None
+        if content.pop("units") != _units_digest(batch):
             return None
         return UnitResult(**content)
 
-    def commit(self, number: int, result: UnitResult) -> None:
+    def commit(self, number: int, batch: Sequence[WorkUnit], result: UnitResult) -> None:
         """Write a part, whole or not at all.
+
+        Args:
+            number: Place of the batch in the plan.
+            batch: Its units.
+            result: Their rows.
 
         Raises:
             OutputError: it cannot be written.
         """
-        content = {
-            "matrix_rows": result.matrix_rows,
-            "quant_rows": result.quant_rows,
-            "digests": result.digests,
-            "constant": result.constant,
-        }
-        write_text_atomic(self._path(number), json.dumps(content, allow_nan=False))
+        content = json.dumps(
+            {
+                "units": _units_digest(batch),
+                "matrix_rows": result.matrix_rows,
+                "quant_rows": result.quant_rows,
+                "digests": result.digests,
+                "constant": result.constant,
+            },
+            allow_nan=False,
+        )
+        # Dumping what was loaded from JSON gives the same text, so the digest can be checked.
+        part = f'{{"sha256": "{_sha256(content)}", "content": {content}}}\n'
+        write_text_atomic(self._path(number), part)
 
     def discard(self) -> None:
         """Remove all parts, after their rows stand in the tables."""
@@ -126,6 +148,15 @@ def _remove_tree(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise OutputError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
+
+
+def _units_digest(batch: Sequence[WorkUnit]) -> str:
+    # The plan also depends on config.json and the index, which the fingerprint does not cover.
+    return _sha256(repr(tuple(batch)))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _version(package: str) -> str:

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from moe_weights.checkpoint.dtype_codes import dtype_name
-from moe_weights.commands.console import Reporter, format_bytes
+from moe_weights.commands.console import Reporter, format_bytes, printable
 from moe_weights.commands.survey import Survey
 from moe_weights.extract.plan import ExtractionPlan
 from moe_weights.extract.work_unit import PlannedMatrix
@@ -89,7 +90,8 @@ def _matched_table(plan: ExtractionPlan) -> Table:
     for kind in sorted(members, key=lambda kind: kind.sort_key):
         matrices = members[kind]
         expert_ids = _ranges({matrix.expert_id for matrix in matrices})
-        table.add_row(
+        _add_row(
+            table,
             kind.proj,
             _ranges({matrix.layer for matrix in matrices}),
             "shared" if kind.is_shared else expert_ids,
@@ -111,12 +113,21 @@ def _unmatched_table(plan: ExtractionPlan) -> Table:
         table.add_column(heading, overflow="fold")
     for tensor in plan.unmatched[:_SHOWN_UNMATCHED]:
         header = tensor.header
-        table.add_row(
-            header.name, str(list(header.shape)), dtype_name(header.dtype_code), str(tensor.reason)
+        _add_row(
+            table,
+            header.name,
+            str(list(header.shape)),
+            dtype_name(header.dtype_code),
+            str(tensor.reason),
         )
     if len(plan.unmatched) > _SHOWN_UNMATCHED:
         table.add_row(f"... and {len(plan.unmatched) - _SHOWN_UNMATCHED} more", "", "", "")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    # As text, not as markup: names from files and configs may hold brackets.
+    table.add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def _ranges(ids: set[int]) -> str:

@@ -25,11 +25,19 @@ class ExpertIdentity:
     is_shared_expert: bool
 
     @classmethod
-    def from_name(cls, name: str, names: NameReader) -> ExpertIdentity:
-        """Read the identity out of a tensor name."""
+    def from_name(
+        cls, name: str, names: NameReader, *, captured_id: int | None = None
+    ) -> ExpertIdentity:
+        """Read the identity out of a tensor name.
+
+        Args:
+            name: Tensor name.
+            names: Reads ids out of names.
+            captured_id: Expert id that a rule has found already.
+        """
         return cls(
             layer=names.layer_id(name),
-            expert_id=names.expert_id(name),
+            expert_id=names.expert_id(name) if captured_id is None else captured_id,
             is_shared_expert=names.is_shared_expert(name),
         )
 

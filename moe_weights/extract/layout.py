@@ -8,8 +8,12 @@ needs no weights, and reading a matrix needs no knowledge of its layout.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from moe_weights.errors import LayoutError
+
+# A checkpoint has 100 000 tensors and a handful of shapes.
+_CACHED_PLACES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +66,7 @@ class BankView:
 
     def matrix(self, layer_index: int, expert_index: int) -> MatrixView:
         """Return the place of one (R, C) matrix of the bank."""
-        return MatrixView(
-            offset=self.offset + layer_index * self.strides[0] + expert_index * self.strides[1],
-            rows=self.lengths[2],
-            cols=self.lengths[3],
-            row_stride=self.strides[2],
-            col_stride=self.strides[3],
-        )
+        return _matrix(self, layer_index, expert_index)
 
     def part(self, axis: str, start: int, stop: int) -> BankView:
         """Return the bank cut to rows or columns `start` to `stop`.
@@ -86,6 +84,17 @@ class BankView:
             offset=self.offset + start * self.strides[position],
             lengths=(lengths[0], lengths[1], lengths[2], lengths[3]),
         )
+
+
+@lru_cache(maxsize=_CACHED_PLACES)
+def _matrix(bank: BankView, layer_index: int, expert_index: int) -> MatrixView:
+    return MatrixView(
+        offset=bank.offset + layer_index * bank.strides[0] + expert_index * bank.strides[1],
+        rows=bank.lengths[2],
+        cols=bank.lengths[3],
+        row_stride=bank.strides[2],
+        col_stride=bank.strides[3],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,28 +129,33 @@ class Layout:
         Raises:
             LayoutError: the named axes are not exactly the axes of the tensor.
         """
-        ndim = len(shape)
-        if sorted(self.axes) != list(range(ndim)):
-            raise LayoutError(
-                f"layout axes {list(self.axes)} do not cover ndim={ndim}; name each of the "
-                f"{ndim} axes of shape {list(shape)} once"
-            )
-        strides = _element_strides(shape, fortran_order=fortran_order)
+        return _view(self, shape, fortran_order)
 
-        def length_and_stride(axis: int | None) -> tuple[int, int]:
-            return (1, 0) if axis is None else (shape[axis], strides[axis])
 
-        pairs = [
-            length_and_stride(axis)
-            for axis in (self.layer_axis, self.expert_axis, self.rows_axis, self.cols_axis)
-        ]
-        return BankView(
-            offset=0,
-            lengths=(pairs[0][0], pairs[1][0], pairs[2][0], pairs[3][0]),
-            strides=(pairs[0][1], pairs[1][1], pairs[2][1], pairs[3][1]),
-            has_layer_axis=self.layer_axis is not None,
-            has_expert_axis=self.expert_axis is not None,
+@lru_cache(maxsize=_CACHED_PLACES)
+def _view(layout: Layout, shape: tuple[int, ...], fortran_order: bool) -> BankView:
+    ndim = len(shape)
+    if sorted(layout.axes) != list(range(ndim)):
+        raise LayoutError(
+            f"layout axes {list(layout.axes)} do not cover ndim={ndim}; name each of the "
+            f"{ndim} axes of shape {list(shape)} once"
         )
+    strides = _element_strides(shape, fortran_order=fortran_order)
+
+    def length_and_stride(axis: int | None) -> tuple[int, int]:
+        return (1, 0) if axis is None else (shape[axis], strides[axis])
+
+    pairs = [
+        length_and_stride(axis)
+        for axis in (layout.layer_axis, layout.expert_axis, layout.rows_axis, layout.cols_axis)
+    ]
+    return BankView(
+        offset=0,
+        lengths=(pairs[0][0], pairs[1][0], pairs[2][0], pairs[3][0]),
+        strides=(pairs[0][1], pairs[1][1], pairs[2][1], pairs[3][1]),
+        has_layer_axis=layout.layer_axis is not None,
+        has_expert_axis=layout.expert_axis is not None,
+    )
 
 
 def _element_strides(shape: tuple[int, ...], *, fortran_order: bool) -> tuple[int, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moe_weights.config.schema import ParsingConfig
 
 # Last name segments that hold something other than a weight matrix. Sources: quantised forms as
-# written by transformers, compressed-tensors, modelopt, autoawq, gptqmodel, bitsandbytes, mlx-lm.
+# written by transformers, compressed-tensors, modelopt, autoawq, gptqmodel, bitsandbytes, hqq and
+# mlx-lm.
 _SIDE_SEGMENTS = frozenset(
     {
         "bias", "biases", "scale", "scales", "weight_scale", "weight_scale_inv", "weight_scale_2",
@@ -16,11 +17,15 @@ _SIDE_SEGMENTS = frozenset(
         "qscale_act", "weight_zero_point", "zero_point", "zero_points", "qweight", "qzeros",
         "g_idx", "weight_g_idx", "weight_shape", "weight_packed", "weight_global_scale",
         "input_global_scale", "absmax", "nested_absmax", "quant_map", "nested_quant_map", "SCB",
-        "weight_format", "blocks", "lora_A", "lora_B", "lora_a", "lora_b",
+        "weight_format", "blocks", "zero", "zeros", "lora_A", "lora_B", "lora_a", "lora_b",
     }
 )  # fmt: skip
 _SIDE_ENDINGS = ("_bias", "_scales", "_blocks", "_scale_inv", "_scale", "_scale_2", "_zero_point")
-_ADAPTER = re.compile(r"(?:^|[._])lora[._]?(?:[ab]|embedding|magnitude)", re.IGNORECASE)
+# Adapter factors: LoRA and DoRA (PEFT and kohya spellings), LoHa, LoKr, IA3, OFT, VeRA.
+_ADAPTER = re.compile(
+    r"(?:^|[._])(?:lora[._]?(?:[ab]|down|up|mid|embedding|magnitude)|hada_|lokr_|ia3_|b?oft_|vera_)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,15 @@ class NameReader:
     """
 
     parsing: ParsingConfig
+    _expert_keywords: tuple[str, ...] = field(init=False, repr=False)
+    _shared_keywords: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Lower the keywords once; a checkpoint may have 100 000 names."""
+        expert = tuple(keyword.lower() for keyword in self.parsing.expert_keywords)
+        shared = tuple(keyword.lower() for keyword in self.parsing.shared_expert_keywords)
+        object.__setattr__(self, "_expert_keywords", expert)
+        object.__setattr__(self, "_shared_keywords", shared)
 
     def layer_id(self, name: str) -> int | None:
         """Return the layer id that `parsing.layer_regex` finds, or None."""
@@ -42,17 +56,22 @@ class NameReader:
         return _first_integer(self.parsing.expert_pattern, name)
 
     def is_shared_expert(self, name: str) -> bool:
-        """All of `parsing.shared_expert_keywords` occur in the name."""
-        keywords = self.parsing.shared_expert_keywords
-        lowered = name.lower()
-        return bool(keywords) and all(keyword.lower() in lowered for keyword in keywords)
+        """All of `parsing.shared_expert_keywords` occur in the name; an empty list means none."""
+        return self._has_shared_keywords(name.lower())
 
     def looks_like_expert(self, name: str) -> bool:
         """One of `parsing.expert_keywords` occurs in the name, or it is a shared expert."""
         lowered = name.lower()
-        return any(
-            keyword.lower() in lowered for keyword in self.parsing.expert_keywords
-        ) or self.is_shared_expert(name)
+        for keyword in self._expert_keywords:
+            if keyword in lowered:
+                return True
+        return self._has_shared_keywords(lowered)
+
+    def _has_shared_keywords(self, lowered: str) -> bool:
+        for keyword in self._shared_keywords:
+            if keyword not in lowered:
+                return False
+        return bool(self._shared_keywords)
 
 
 def is_side_tensor(name: str) -> bool:

@@ -33,12 +33,14 @@ class Matched:
         evidence: Why the axes mean what the plan says.
         expert_id_unknown: The routed expert's id could not be told; it is recorded as -1.
         unresolved: Projection tokens kept as they are.
+        other_projs: What the name could mean besides; the first in `parsing.proj_aliases` won.
     """
 
     groups: list[list[PlannedMatrix]]
     evidence: str
     expert_id_unknown: bool = False
     unresolved: tuple[UnresolvedProjection, ...] = ()
+    other_projs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

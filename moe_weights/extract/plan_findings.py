@@ -20,6 +20,7 @@ class PlanFindings:
         self._unknown_ids: list[TensorHeader] = []
         self._by_convention: list[TensorHeader] = []
         self._other_shape: list[TensorHeader] = []
+        self._first_of: dict[tuple[str, ...], list[TensorHeader]] = {}
 
     def add(self, header: TensorHeader, decided: PlannedTensor) -> None:
         """Take note of one tensor's decision."""
@@ -35,6 +36,9 @@ class PlanFindings:
             self._by_convention.append(header)
         if decided.shape_differs:
             self._other_shape.append(header)
+        if decided.other_projs:
+            projs = (decided.groups[0][0].proj, *decided.other_projs)
+            self._first_of.setdefault(projs, []).append(header)
 
     def collect(self) -> tuple[Finding, ...]:
         """Return the findings, in a fixed order."""
@@ -60,6 +64,15 @@ class PlanFindings:
                     "check rows_axis and cols_axis of the rule",
                 )
             )
+        findings.extend(
+            _grouped(
+                f"the name means {' and '.join(projs)}; a rule takes it as {projs[0]}, the first "
+                "in parsing.proj_aliases",
+                headers,
+                "give the rule a proj_group, or shorten parsing.proj_aliases",
+            )
+            for projs, headers in self._first_of.items()
+        )
         return tuple(findings)
 
     def _unknown_id_findings(self) -> list[Finding]:

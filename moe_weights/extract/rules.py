@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.config.rules import ExtractRule, PackedSplitConfig
@@ -22,34 +22,50 @@ from moe_weights.extract.expert_bank import (
 )
 from moe_weights.extract.layout import BankView, Layout
 from moe_weights.extract.names import NameReader, parse_id
-from moe_weights.extract.outcome import (
-    Matched,
-    NoMatch,
-    Refused,
-    UnmatchedReason,
-    two_projections,
-)
+from moe_weights.extract.outcome import Matched, NoMatch, Refused, UnmatchedReason
 from moe_weights.extract.packed_split import split_bounds
 from moe_weights.extract.projections import ProjectionAliases, UnresolvedProjection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleMatch:
-    """The rule that decides about a tensor, and what its pattern captured."""
+    """The rule that decides about a tensor, its layout, and what its pattern captured."""
 
     rule: ExtractRule
+    layout: Layout
     captured: re.Match[str]
 
 
-def find_rule(rules: Sequence[ExtractRule], header: TensorHeader) -> RuleMatch | None:
-    """Return the first enabled rule that fits the tensor's name and ndim, or None."""
-    for rule in rules:
-        if not rule.enabled or (rule.ndim is not None and rule.ndim != header.ndim):
-            continue
-        captured = rule.pattern.match(header.name)
-        if captured is not None:
-            return RuleMatch(rule=rule, captured=captured)
-    return None
+class RuleFinder:
+    """Finds the rule that decides about a tensor."""
+
+    def __init__(self, rules: Sequence[ExtractRule]) -> None:
+        """Keep the enabled rules, in order of precedence."""
+        self._rules = [
+            (rule, rule.ndim, rule.pattern.match, _layout_of(rule))
+            for rule in rules
+            if rule.enabled
+        ]
+
+    def find(self, header: TensorHeader) -> RuleMatch | None:
+        """Return the first enabled rule that fits the tensor's name and ndim, or None."""
+        ndim = header.ndim
+        for rule, rule_ndim, match, layout in self._rules:
+            if rule_ndim is not None and rule_ndim != ndim:
+                continue
+            captured = match(header.name)
+            if captured is not None:
+                return RuleMatch(rule=rule, layout=layout, captured=captured)
+        return None
+
+
+def _layout_of(rule: ExtractRule) -> Layout:
+    return Layout(
+        rows_axis=rule.layout.rows_axis,
+        cols_axis=rule.layout.cols_axis,
+        expert_axis=rule.layout.expert_axis,
+        layer_axis=rule.layout.layer_axis,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,25 +91,21 @@ class RuleApplier:
             ExtractionError: a capture group took no part in the match.
         """
         rule = match.rule
-        identity = ExpertIdentity.from_name(header.name, self.names)
+        captured_id = None
         if rule.expert_group is not None:
             captured_id = parse_id(match.captured.group(rule.expert_group))
-            if captured_id is not None:
-                identity = replace(identity, expert_id=captured_id)
-        layout = Layout(
-            rows_axis=rule.layout.rows_axis,
-            cols_axis=rule.layout.cols_axis,
-            expert_axis=rule.layout.expert_axis,
-            layer_axis=rule.layout.layer_axis,
-        )
-        bank = layout.view(header.shape, fortran_order=header.fortran_order)
+        identity = ExpertIdentity.from_name(header.name, self.names, captured_id=captured_id)
+        other_projs: tuple[str, ...] = ()
+        bank = match.layout.view(header.shape, fortran_order=header.fortran_order)
         if rule.packed_split is not None:
             parts, unresolved = self._split(rule.name, rule.packed_split, bank, header)
         else:
             named = self._name_projection(match, header)
-            if not isinstance(named, _NamedProjection):
+            if named is None:
+                return NoMatch()
+            if isinstance(named, Refused):
                 return named
-            unresolved = named.unresolved
+            unresolved, other_projs = named.unresolved, named.other_projs
             parts = (
                 ProjectionPart(
                     derived_tensor=f"{header.name}::{named.proj}", proj=named.proj, bank=bank
@@ -104,14 +116,16 @@ class RuleApplier:
             evidence="rule",
             expert_id_unknown=has_unknown_expert_id(bank, identity),
             unresolved=unresolved,
+            other_projs=other_projs,
         )
 
     def _name_projection(
         self, match: RuleMatch, header: TensorHeader
-    ) -> _NamedProjection | Refused | NoMatch:
+    ) -> _NamedProjection | Refused | None:
         rule = match.rule
         if rule.proj_group is None:
-            return _infer_from_name(self.aliases, header.name)
+            found = self.aliases.infer_all(header.name)
+            return _NamedProjection(proj=found[0], other_projs=found[1:]) if found else None
         token = match.captured.group(rule.proj_group)
         if token is None:
             raise ExtractionError(
@@ -156,11 +170,16 @@ class RuleApplier:
             raise PackedSplitError(
                 f"packed_split failed for rule={rule_name} tensor={header.name}: {error}"
             ) from error
-        parts = []
+        parts: list[ProjectionPart] = []
         unresolved = []
         for token, (start, stop) in zip(split.projs, bounds, strict=True):
             resolved = self.aliases.resolve_token(token)
             proj = token if resolved is None else resolved
+            if any(part.proj == proj for part in parts):
+                raise PackedSplitError(
+                    f"packed_split failed for rule={rule_name} tensor={header.name}: projs name "
+                    f"{proj} twice; give each slice its own projection"
+                )
             derived_tensor = f"{header.name}::split[{split.axis}]::{proj}"
             parts.append(
                 ProjectionPart(
@@ -189,13 +208,4 @@ class RuleApplier:
 class _NamedProjection:
     proj: str
     unresolved: tuple[UnresolvedProjection, ...] = ()
-
-
-def _infer_from_name(aliases: ProjectionAliases, name: str) -> _NamedProjection | Refused | NoMatch:
-    """Infer the projection of a whole tensor name; two different answers are none."""
-    found = aliases.infer_all(name)
-    if not found:
-        return NoMatch()
-    if len(found) > 1:
-        return two_projections(found)
-    return _NamedProjection(proj=found[0])
+    other_projs: tuple[str, ...] = ()

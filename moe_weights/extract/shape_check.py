@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 
 from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
 
@@ -21,6 +22,7 @@ class ShapeVerdict(StrEnum):
 _READS_HIDDEN = frozenset({"gate_proj", "up_proj"})
 
 
+@lru_cache(maxsize=4096)  # a checkpoint has 100 000 matrices and a handful of shapes
 def judge_shape(proj: str, rows: int, cols: int, dimensions: ExpertDimensions) -> ShapeVerdict:
     """Hold the reading (rows, cols) of a projection against config.json.
 

@@ -14,7 +14,7 @@ from moe_weights.extract.fallback import Fallback
 from moe_weights.extract.names import NameReader, is_side_tensor
 from moe_weights.extract.outcome import Matched, NoMatch, Refused, UnmatchedReason
 from moe_weights.extract.projections import ProjectionAliases, UnresolvedProjection
-from moe_weights.extract.rules import RuleApplier, RuleMatch, find_rule
+from moe_weights.extract.rules import RuleApplier, RuleFinder, RuleMatch
 from moe_weights.extract.shape_check import ShapeVerdict, judge_shape
 from moe_weights.extract.work_unit import PlannedMatrix
 
@@ -48,6 +48,7 @@ class PlannedTensor:
         layout_evidence: See `WorkUnit`.
         expert_id_unknown: A routed expert is recorded as -1.
         shape_differs: A rule reads another shape than config.json says.
+        other_projs: What the name of a tensor under a rule could mean besides.
         unmatched: Set when it looks like an expert and is not measured.
         refusal: Cause and hint of an unmatched tensor that deserves a warning.
         problems: Warning texts about rules and fallback.
@@ -62,6 +63,7 @@ class PlannedTensor:
     layout_evidence: str = ""
     expert_id_unknown: bool = False
     shape_differs: bool = False
+    other_projs: tuple[str, ...] = ()
     unmatched: UnmatchedTensor | None = None
     refusal: Refused | None = None
     problems: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class TensorPlanner:
         """Prepare the rules, the words and the fallback."""
         self._scan = config.scan
         self._strict_packed_split = config.parsing.strict_packed_split
-        self._rules = config.extract_rules
+        self._rules = RuleFinder(config.extract_rules)
         self._dimensions = dimensions
         self._names = NameReader(config.parsing)
         aliases = ProjectionAliases(config.parsing.proj_aliases)
@@ -89,7 +91,7 @@ class TensorPlanner:
 
     def plan(self, header: TensorHeader) -> PlannedTensor:
         """Decide about one tensor."""
-        match = find_rule(self._rules, header)
+        match = self._rules.find(header)
         if self._scan.experts_only and not self._is_wanted_expert(header, match):
             return PlannedTensor(is_in_scope=False)
         refused = _refuse_by_dtype_or_size(header)
@@ -142,6 +144,7 @@ class TensorPlanner:
                 layout_evidence=outcome.evidence,
                 expert_id_unknown=outcome.expert_id_unknown,
                 shape_differs=outcome.evidence == "rule" and self._shape_differs(outcome.groups),
+                other_projs=outcome.other_projs,
                 problems=tuple(problems),
                 unresolved=outcome.unresolved,
             )
@@ -153,13 +156,14 @@ class TensorPlanner:
         return _refusal(header, refused, problems=tuple(problems))
 
     def _shape_differs(self, groups: list[list[PlannedMatrix]]) -> bool:
-        doubtful = {ShapeVerdict.TRANSPOSED, ShapeVerdict.CONTRADICTED}
-        return any(
-            judge_shape(matrix.proj, matrix.view.rows, matrix.view.cols, self._dimensions)
-            in doubtful
-            for matrix in groups[0]
-            if matrix.is_routed_expert
-        )
+        for matrix in groups[0]:  # all groups have the same shapes
+            if matrix.is_shared_expert:
+                continue
+            view = matrix.view
+            verdict = judge_shape(matrix.proj, view.rows, view.cols, self._dimensions)
+            if verdict is ShapeVerdict.TRANSPOSED or verdict is ShapeVerdict.CONTRADICTED:
+                return True
+        return False
 
 
 def _names_experts(match: RuleMatch | None) -> bool:
@@ -171,25 +175,29 @@ def _names_experts(match: RuleMatch | None) -> bool:
 
 def _refuse_by_dtype_or_size(header: TensorHeader) -> Refused | None:
     code = header.dtype_code
-    unreadable = code == VOID16 or dtype_bits(code) is None
-    if unreadable or (is_float_like(code) and encoding_for(code) is None):
-        if is_side_tensor(header.name):
-            return Refused(reason=UnmatchedReason.SIDE_TENSOR)
-        hint = ""
-        if code == VOID16:
-            hint = 'if it holds bfloat16, set parsing.npz_void16 to "bfloat16"'
-        return Refused(
-            reason=UnmatchedReason.UNKNOWN_DTYPE, cause=f"dtype {code} is not decoded", hint=hint
-        )
-    if not is_float_like(code):
-        return None
-    if header.n_elements == 0:
+    if encoding_for(code) is None:
+        return _refuse_by_dtype(header)
+    if 0 in header.shape:
         return Refused(
             reason=UnmatchedReason.ZERO_SIZE, cause=f"shape {list(header.shape)} has no elements"
         )
-    if header.ndim == 0 and not is_side_tensor(header.name):
+    if not header.shape and not is_side_tensor(header.name):
         return Refused(reason=UnmatchedReason.UNSUPPORTED_NDIM, cause="a scalar has no axes")
     return None
+
+
+def _refuse_by_dtype(header: TensorHeader) -> Refused | None:
+    code = header.dtype_code
+    if code != VOID16 and dtype_bits(code) is not None and not is_float_like(code):
+        return None
+    if is_side_tensor(header.name):
+        return Refused(reason=UnmatchedReason.SIDE_TENSOR)
+    hint = ""
+    if code == VOID16:
+        hint = 'if it holds bfloat16, set parsing.npz_void16 to "bfloat16"'
+    return Refused(
+        reason=UnmatchedReason.UNKNOWN_DTYPE, cause=f"dtype {code} is not decoded", hint=hint
+    )
 
 
 def _refusal(

@@ -97,11 +97,10 @@ def cut_into_units(
     """
     target_elements = TARGET_UNIT_BYTES * source.n_elements // source.nbytes
     cuts: list[tuple[int, int, list[PlannedMatrix]]] = []
-    ranged = [
-        (min(m.view.offset for m in group), max(m.view.stop for m in group), group)
-        for group in groups
-    ]
-    for start, stop, group in sorted(ranged, key=lambda item: item[:2]):
+    ranged = [(*_range_of(group), group) for group in groups]
+    if len(ranged) > 1:
+        ranged.sort(key=lambda item: item[:2])
+    for start, stop, group in ranged:
         if cuts:
             open_start, open_stop, members = cuts[-1]
             joined_stop = max(open_stop, stop)
@@ -124,7 +123,16 @@ def cut_into_units(
     ]
 
 
+def _range_of(group: Sequence[PlannedMatrix]) -> tuple[int, int]:
+    if len(group) == 1:
+        view = group[0].view
+        return view.offset, view.stop
+    return min(matrix.view.offset for matrix in group), max(matrix.view.stop for matrix in group)
+
+
 def _counted_from(start: int, matrix: PlannedMatrix) -> PlannedMatrix:
+    if start == 0:
+        return matrix
     return PlannedMatrix(
         derived_tensor=matrix.derived_tensor,
         layer=matrix.layer,

@@ -81,7 +81,11 @@ def _group_ratios(matrix: NDArray[Any], size: int, eps: float) -> NDArray[np.flo
     for start in range(0, rows, block_rows):
         block = matrix[start : start + block_rows]
         magnitudes = np.abs(block.astype(np.float64)).reshape(len(block), groups_per_row, size)
-        means = magnitudes.sum(axis=2) / size
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios[start : start + block_rows] = np.max(magnitudes, axis=2) / (means + eps)
+        largest = np.max(magnitudes, axis=2)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            means = magnitudes.sum(axis=2) / size
+            if not np.isfinite(means).all():  # float64 near its limit: divide before adding
+                divided = np.minimum(np.divide(magnitudes, size).sum(axis=2), largest)
+                means = np.where(np.isfinite(means), means, divided)
+            ratios[start : start + block_rows] = largest / (means + eps)
     return ratios.reshape(-1)

@@ -43,7 +43,8 @@ class PatternHistogram:
         """Count the bit patterns of a matrix (R, C) of float16 or bfloat16, contiguous."""
         counts = np.bincount(matrix.reshape(-1).view(np.uint16), minlength=_N_PATTERNS)
         patterns = np.flatnonzero(counts)
-        values = patterns.astype(np.uint16).view(matrix.dtype).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is counted like any other
+            values = patterns.astype(np.uint16).view(matrix.dtype).astype(np.float64)
         occurring = counts[patterns]
         finite = np.isfinite(values)
         return cls(

@@ -22,6 +22,7 @@ from moe_weights.measure.settings import (
 
 _UNIT = "weight"
 _BLOCK_ELEMENTS = 2**20
+_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def magnitude_columns() -> tuple[Column, ...]:
@@ -165,10 +166,16 @@ class _WideFloats:
 
     @property
     def max_abs(self) -> float:
-        return float(max(self.flat.max(), -self.flat.min()))
+        return abs(float(max(self.flat.max(), -self.flat.min())))  # abs: -0.0 is no magnitude
 
     def mean(self) -> float:
-        return self._unscaled(math.fsum(map(exact_sum, self._blocks())) / self.flat.size)
+        try:
+            mean = exact_sum(self.flat) / self.flat.size
+        except OverflowError:
+            scaled = np.ldexp(self.flat, -self.exponent)
+            mean = self._unscaled(exact_sum(scaled) / self.flat.size)
+        # The division may round past equal elements, which would give them a deviation.
+        return min(max(mean, float(self.flat.min())), float(self.flat.max()))
 
     def mean_abs(self) -> float:
         return self._unscaled(self._mean_of(np.abs))
@@ -178,7 +185,10 @@ class _WideFloats:
 
     def std(self, mean: float) -> float:
         centre = math.ldexp(mean, -self.exponent)
-        return self._unscaled(math.sqrt(self._mean_of(lambda block: np.square(block - centre))))
+        square = self._mean_of(lambda block: np.square(block - centre))
+        # The rounding of the mean adds its own square; it is taken away again.
+        offset = self._mean_of(lambda block: block - centre)
+        return self._unscaled(math.sqrt(max(square - offset * offset, 0.0)))
 
     def abs_percentiles(self, percentiles: list[float]) -> list[float]:
         return percentiles_of(np.abs(self.flat), percentiles)
@@ -189,9 +199,12 @@ class _WideFloats:
             yield np.ldexp(block, -self.exponent) if self.exponent else block
 
     def _mean_of(self, transform: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> float:
-        # Blocks keep the float64 copy small; no sum of squares or magnitudes can cancel.
+        # Blocks keep the float64 copy small; sums of squares or magnitudes cannot cancel.
         sums = [float(transform(block.astype(np.float64)).sum()) for block in self._blocks()]
         return math.fsum(sums) / self.flat.size
 
     def _unscaled(self, value: float) -> float:
-        return math.ldexp(value, self.exponent)
+        if not self.exponent:
+            return value
+        # No |mean|, rms or deviation exceeds max|w|, which is below 1 when scaled; rounding may.
+        return math.ldexp(min(max(value, -_BELOW_ONE), _BELOW_ONE), self.exponent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.atomic_files import atomic_path
+
+# One thread draws and writes a sample; the others wait for it.
+_DRAWING = threading.Lock()
 
 
 def sample_indices(n_elements: int, sample_size: int, seed: int) -> NDArray[np.int64]:
@@ -29,42 +34,42 @@ def sample_indices(n_elements: int, sample_size: int, seed: int) -> NDArray[np.i
 
 
 @lru_cache(maxsize=16)
+def _drawn(folder: Path, n_elements: int, sample_size: int, seed: int) -> NDArray[np.int64]:
+    indices = sample_indices(n_elements, sample_size, seed)
+    indices.setflags(write=False)
+    stream = io.BytesIO()
+    np.save(stream, indices, allow_pickle=False)
+    path = folder / f"idx_N{n_elements}_k{sample_size}_seed{seed}.npy"
+    if not _holds(path, stream.getvalue()):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(stream.getvalue())
+    return indices
+
+
 def cached_sample_indices(
     folder: Path, n_elements: int, sample_size: int, seed: int
 ) -> NDArray[np.int64]:
     """Return `sample_indices`, kept in a file so that other tools can use the same draw.
 
     Args:
-        folder: Where `idx_N<n>_k<k>_seed<seed>.npy` lies; a file that is not exactly such a draw
-            (length, type, range, repeats) is made anew.
+        folder: Where `idx_N<n>_k<k>_seed<seed>.npy` lies. A file that is not exactly this draw is
+            made anew: drawing is as fast as reading, so no file needs to be believed.
         n_elements: See `sample_indices`.
         sample_size: See `sample_indices`.
         seed: See `sample_indices`.
 
+    Returns:
+        Read-only; safe to call from several threads.
+
     Raises:
         OutputError: the file cannot be written.
     """
-    path = folder / f"idx_N{n_elements}_k{sample_size}_seed{seed}.npy"
-    indices = _load_valid(path, n_elements, min(sample_size, n_elements))
-    if indices is None:
-        indices = sample_indices(n_elements, sample_size, seed)
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.save(stream, indices, allow_pickle=False)
-    indices.setflags(write=False)
-    return indices
+    with _DRAWING:
+        return _drawn(folder, n_elements, sample_size, seed)
 
 
-def _load_valid(path: Path, n_elements: int, size: int) -> NDArray[np.int64] | None:
+def _holds(path: Path, content: bytes) -> bool:
     try:
-        indices = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(indices, np.ndarray):
-        return None
-    if indices.shape != (size,) or indices.dtype != np.int64:
-        return None
-    if size and (indices.min() < 0 or indices.max() >= n_elements):
-        return None
-    if np.unique(indices).size != size:
-        return None
-    return indices
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False

@@ -34,8 +34,11 @@ def measure_quant_error(matrix: NDArray[Any], result: RoundTrip, eps: float) -> 
         eps: Added to the denominators; unit: that of the weights.
 
     Returns:
-        A value for each of `ERROR_COLUMNS` and `SCALE_ABS_MAX`; values that are not finite
-        (a backend's overflow) are None. A zero matrix that comes back as zeros has error 0.
+        A value for each of `ERROR_COLUMNS` and `SCALE_ABS_MAX`; scales and biases that are not
+        finite are None. A zero matrix that comes back as zeros has error 0.
+
+    Raises:
+        OverflowError: a reconstructed weight is not finite (the backend's own overflow).
     """
     weight = matrix.reshape(-1)
     reconstructed = result.values.reshape(-1)
@@ -49,6 +52,8 @@ def measure_quant_error(matrix: NDArray[Any], result: RoundTrip, eps: float) -> 
         # np.maximum keeps a NaN that Python's max would lose.
         largest_error = float(np.maximum(largest_error, np.max(np.abs(error))))
         largest_weight = max(largest_weight, float(np.max(np.abs(stored))))
+    if not math.isfinite(largest_error):
+        raise OverflowError("a reconstructed weight is not finite; the weights are near the limit")
     norm_error = math.sqrt(math.fsum(squares_error))
     norm_weight = math.sqrt(math.fsum(squares_weight))
     biases = result.biases

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import io
+import logging
+import runpy
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import moe_weights
+from moe_weights.cli import main
+from moe_weights.errors import ConfigError, ConfigProblem, OutputError
+from tests.support.command_line import CommandCase, random_weights, run_command
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Usage(unittest.TestCase):
+    def assert_usage_error(self, told: str, *arguments: str) -> None:
+        outcome = run_command(*arguments)
+        self.assertEqual(outcome.code, 2)
+        self.assertEqual(outcome.out, "")
+        self.assertIn(told, outcome.err)
+
+    def test_needs_a_known_command(self) -> None:
+        self.assert_usage_error("the following arguments are required: command")
+        self.assert_usage_error("invalid choice: 'collect'", "collect")
+
+    def test_needs_the_arguments_of_the_contract_and_no_other(self) -> None:
+        self.assert_usage_error("required: --root, --model-id, --run-name", "init-run")
+        for command in ("collect-data", "build-tables"):
+            self.assert_usage_error("required: --run-dir", command)
+
+    def test_refuses_workers_that_are_no_positive_number(self) -> None:
+        for text in ("0", "-1", "two", "1.5"):
+            self.assert_usage_error(
+                f"argument --workers: {text!r} is not a positive whole number",
+                "collect-data", "--run-dir", "x", f"--workers={text}",
+            )  # fmt: skip
+
+    def test_shows_help_with_exit_codes_for_each_command(self) -> None:
+        for command in ((), ("init-run",), ("collect-data",), ("build-tables",)):
+            outcome = run_command(*command, "--help")
+            self.assertEqual(outcome.code, 0)
+            self.assertIn("exit codes:\n  0  ok, with or without warnings\n", outcome.out)
+
+    def test_shows_its_version(self) -> None:
+        self.assertEqual(run_command("--version").out, f"{moe_weights.__version__}\n")
+
+    def test_starts_without_loading_what_it_does_not_need(self) -> None:
+        code = (
+            "import sys\n"
+            "from moe_weights.cli import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "heavy = {'numpy', 'pandas', 'pyarrow', 'mlx', 'numba', 'pydantic', 'rich'}\n"
+            "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=REPO_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.assertEqual(done.stderr, "[]\n")
+
+
+class Failures(unittest.TestCase):
+    def run_with(self, error: BaseException) -> tuple[int, str]:
+        with mock.patch("moe_weights.commands.build_tables.build_tables", side_effect=error):
+            outcome = run_command("build-tables", "--run-dir", "x")
+        self.assertEqual(outcome.out, "")
+        return outcome.code, outcome.err
+
+    def test_raised_on_purpose_show_class_and_message_without_a_traceback(self) -> None:
+        self.assertEqual(self.run_with(OutputError("full")), (6, "error: OutputError: full\n"))
+        problem = ConfigProblem(path="$.a", message="bad")
+        self.assertEqual(
+            self.run_with(ConfigError("c", [problem])),
+            (2, "error: ConfigError: c: 1 problem\n  $.a: bad\n"),
+        )
+
+    def test_show_control_characters_spelled_out(self) -> None:
+        self.assertEqual(
+            self.run_with(OutputError("a\x1b[31m\r\x9bb\nc")),
+            (6, "error: OutputError: a\\x1b[31m\\x0d\\x9bb\nc\n"),
+        )
+
+    def test_by_the_keyboard_have_the_usual_code(self) -> None:
+        code, told = self.run_with(KeyboardInterrupt())
+        self.assertEqual(code, 130)
+        self.assertTrue(told.startswith("interrupted; "))
+
+    def test_that_nobody_foresaw_keep_their_traceback(self) -> None:
+        with self.assertRaises(ZeroDivisionError):
+            self.run_with(ZeroDivisionError())
+
+
+class Output(CommandCase):
+    def test_is_nothing_at_all_when_asked(self) -> None:
+        self.write_model()
+        self.configure({"mlx.enabled": True, "unknown": 1})
+        for command in ("collect-data", "build-tables"):
+            outcome = run_command(command, "--run-dir", self.path, "--quiet")
+            self.assertEqual((outcome.code, outcome.out, outcome.err), (0, "", ""))
+
+    def test_in_a_narrow_encoding_spells_out_what_it_lacks(self) -> None:
+        name = "layers.0.experts.0.ü→.weight"
+        self.write_model({name: random_weights(4, 4)})
+        self.configure()
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding="latin-1", write_through=True)
+        with mock.patch("sys.stdout", stream):
+            self.assertEqual(main(["collect-data", "--run-dir", str(self.path), "--plan"]), 0)
+        self.assertIn("layers.0.experts.0.ü\\u2192.weight", raw.getvalue().decode("latin-1"))
+
+    def test_has_no_escape_codes_even_when_colour_is_forced(self) -> None:
+        self.write_model()
+        self.configure({"mlx.enabled": True})
+        with mock.patch.dict("os.environ", {"FORCE_COLOR": "1", "TERM": "xterm-256color"}):
+            for arguments in ((), ("--plan",)):
+                outcome = self.collect(*arguments)
+                self.assertEqual(outcome.code, 0)
+                self.assertNotIn("\x1b", outcome.out + outcome.err)
+
+
+class LogLevel(unittest.TestCase):
+    def test_is_given_to_the_log_on_standard_error(self) -> None:
+        with (
+            mock.patch("logging.basicConfig") as configure,
+            mock.patch("moe_weights.commands.build_tables.build_tables", return_value=0),
+        ):
+            run_command("build-tables", "--run-dir", "x", "--log-level", "debug")
+            run_command("build-tables", "--run-dir", "x")
+        levels = [call.kwargs["level"] for call in configure.call_args_list]
+        self.assertEqual(levels, ["DEBUG", "WARNING"])
+        for level in levels:
+            self.assertIsInstance(getattr(logging, level), int)
+
+
+class ModuleEntry(unittest.TestCase):
+    def test_is_the_same_program(self) -> None:
+        with (
+            mock.patch.object(sys, "argv", ["moe_weights", "build-tables", "--run-dir", "/none"]),
+            mock.patch("sys.stderr", io.StringIO()) as told,
+            self.assertRaises(SystemExit) as ending,
+        ):
+            runpy.run_module("moe_weights", run_name="__main__")
+        self.assertEqual(ending.exception.code, 2)
+        self.assertEqual(
+            told.getvalue(),
+            "error: UsageError: run directory not found: /none; run init_run first\n",
+        )
+
+
+class PublicNames(unittest.TestCase):
+    def test_are_few_and_listed(self) -> None:
+        self.assertEqual(moe_weights.__all__, ["OpenedRun", "__version__", "open_run"])
+        self.assertLessEqual(set(moe_weights.__all__), set(dir(moe_weights)))
+        for name in moe_weights.__all__:
+            self.assertTrue(hasattr(moe_weights, name))
+
+    def test_unknown_ones_are_told_as_usual(self) -> None:
+        with self.assertRaises(AttributeError) as caught:
+            moe_weights.nothing  # noqa: B018
+        self.assertEqual(str(caught.exception), "module 'moe_weights' has no attribute 'nothing'")
+
+    def test_version_of_a_source_tree_that_nobody_installed(self) -> None:
+        from importlib.metadata import PackageNotFoundError
+
+        with mock.patch("importlib.metadata.version", side_effect=PackageNotFoundError):
+            self.assertEqual(moe_weights.__version__, "0+unknown")
+
+
+if __name__ == "__main__":
+    unittest.main()

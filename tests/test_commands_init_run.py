@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import jsonschema
+
+from moe_weights.config.template import template_config
+from moe_weights.run_directory import INIT_FOLDERS
+from tests.support.command_line import Outcome, run_command, tree
+from tests.support.runs import read_json, temporary_folder
+
+
+class InitCase(unittest.TestCase):
+    def setUp(self) -> None:
+        self.folder = temporary_folder(self)
+        self.root = self.folder / "runs"
+
+    def init(self, *more: object, model_id: str = "org/model", run_name: str = "first") -> Outcome:
+        return run_command(
+            "init-run", "--root", self.root, "--model-id", model_id, "--run-name", run_name, *more
+        )
+
+    @property
+    def path(self) -> Path:
+        return self.root / "org" / "model" / "first"
+
+
+class FreshRun(InitCase):
+    def test_has_every_folder_manifest_template_and_schema(self) -> None:
+        outcome = self.init()
+        self.assertEqual((outcome.code, outcome.err), (0, ""))
+        made = set(tree(self.path))
+        self.assertEqual(
+            made,
+            {
+                *INIT_FOLDERS,
+                "cache/run.lock",
+                "manifest.json",
+                "analysis_config.json",
+                "analysis_config.schema.json",
+            },
+        )
+        self.assertEqual(
+            outcome.out,
+            f"[init_run] wrote config template to {self.path}/analysis_config.json\n"
+            f"[init_run] run directory: {self.path}\n"
+            "[init_run] next: edit analysis_config.json if needed, then\n"
+            f"[init_run]   python scripts/collect_data.py --run-dir {self.path} --plan\n",
+        )
+
+    def test_manifest_is_golden_text(self) -> None:
+        with mock.patch(
+            "moe_weights.commands.init_run.utc_now_text", return_value="2026-01-02T03:04:05Z"
+        ):
+            self.init()
+        self.assertEqual(
+            (self.path / "manifest.json").read_text(encoding="utf-8"),
+            "{\n"
+            '  "created_at": "2026-01-02T03:04:05Z",\n'
+            '  "model_id": "org/model",\n'
+            '  "run_name": "first",\n'
+            '  "version": 2\n'
+            "}\n",
+        )
+
+    def test_config_is_the_template_and_fits_the_schema_beside_it(self) -> None:
+        self.init()
+        config = read_json(self.path / "analysis_config.json")
+        self.assertEqual(config, template_config(""))
+        schema = self.path / str(config["$schema"])
+        jsonschema.validate(config, json.loads(schema.read_text(encoding="utf-8")))
+
+    def test_config_takes_the_absolute_model_path(self) -> None:
+        model = self.folder / "model"
+        model.mkdir()
+        outcome = self.init("--model-path", os.path.relpath(model))
+        self.assertEqual(outcome.code, 0)
+        self.assertNotIn("does not exist", outcome.out)
+        config = read_json(self.path / "analysis_config.json")
+        self.assertTrue(Path(str(config["model_path"])).is_absolute())
+        self.assertTrue(Path(str(config["model_path"])).samefile(model))
+
+    def test_a_model_path_that_is_not_there_yet_is_taken_with_a_warning(self) -> None:
+        outcome = self.init("--model-path", self.folder / "later", "--quiet")
+        self.assertEqual(outcome.code, 0)
+        self.assertEqual(
+            outcome.out, f"[warn] model_path does not exist yet: {self.folder}/later\n"
+        )
+
+    def test_paths_are_user_expanded(self) -> None:
+        with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):
+            run_command(
+                "init-run", "--root", "~/r", "--model-id", "m", "--run-name", "n",
+                "--model-path", "~/model",
+            )  # fmt: skip
+        config = read_json(self.folder / "r" / "m" / "n" / "analysis_config.json")
+        self.assertEqual(config["model_path"], f"{self.folder}/model")
+
+    def test_a_home_that_is_not_known_is_refused(self) -> None:
+        for option in ("--root", "--model-path"):
+            with self.subTest(option=option):
+                outcome = self.init(option, "~nobody-of-this-name/x")
+                self.assertEqual(outcome.code, 2)
+                self.assertEqual(
+                    outcome.err,
+                    f"error: UsageError: {option} ~nobody-of-this-name/x: Could not determine home "
+                    "directory.; write the path in full\n",
+                )
+        self.assertFalse(self.root.exists())
+
+    def test_a_path_that_is_no_text_is_refused(self) -> None:
+        outcome = self.init("--model-path", "a\udcff")
+        self.assertEqual(outcome.code, 2)
+        self.assertIn("is not UTF-8, so no JSON file can name it; rename the folder", outcome.err)
+
+    def test_says_nothing_when_asked(self) -> None:
+        outcome = self.init("--quiet")
+        self.assertEqual((outcome.code, outcome.out, outcome.err), (0, "", ""))
+
+
+class ExistingRun(InitCase):
+    def test_keeps_its_config_byte_for_byte(self) -> None:
+        self.init("--model-path", "/somewhere")
+        config = self.path / "analysis_config.json"
+        config.write_bytes(b' {"mine": 1}\r\n')
+        outcome = self.init("--model-path", "/elsewhere")
+        self.assertEqual(outcome.code, 0)
+        self.assertEqual(config.read_bytes(), b' {"mine": 1}\r\n')
+        self.assertEqual(
+            outcome.out.splitlines()[:2],
+            [
+                f"[init_run] config already exists at {config} (left unchanged)",
+                (
+                    "[init_run] --model-path was not written into it; edit model_path there, or "
+                    "give --model-path to collect_data"
+                ),
+            ],
+        )
+
+    def test_keeps_when_it_was_created_and_says_when_it_was_made_again(self) -> None:
+        clock = "moe_weights.commands.init_run.utc_now_text"
+        for now in ("first time", "second time", "third time"):
+            with mock.patch(clock, return_value=now):
+                self.init()
+        self.assertEqual(
+            read_json(self.path / "manifest.json"),
+            {
+                "model_id": "org/model",
+                "run_name": "first",
+                "created_at": "first time",
+                "reinitialised_at": "third time",
+                "version": 2,
+            },
+        )
+
+    def test_mends_a_broken_manifest_and_keeps_collected_data(self) -> None:
+        self.init()
+        (self.path / "data" / "x.csv").write_text("kept")
+        for broken in (b"", b"[]", b"\xff", b'{"created_at": 3}'):
+            (self.path / "manifest.json").write_bytes(broken)
+            self.assertEqual(self.init().code, 0)
+            self.assertIsInstance(read_json(self.path / "manifest.json")["created_at"], str)
+            (self.path / "manifest.json").write_bytes(broken)
+        self.assertEqual((self.path / "data" / "x.csv").read_text(), "kept")
+
+
+class Names(InitCase):
+    def test_may_nest(self) -> None:
+        self.assertEqual(self.init(model_id="a/b.c/d-1", run_name="e/f").code, 0)
+        self.assertTrue((self.root / "a" / "b.c" / "d-1" / "e" / "f" / "manifest.json").is_file())
+
+    def test_never_leave_the_root(self) -> None:
+        bad = ("", ".", "./", "..", "../x", "a/../../x", "a/..", "/x", "//x", "C:x", "c:/x",
+               "C:\\x", "a\\b", "\\\\host\\x", "a\0b")  # fmt: skip
+        for name in bad:
+            for option in ("model_id", "run_name"):
+                with self.subTest(name=name, option=option):
+                    outcome = self.init(**{option: name})
+                    self.assertEqual(outcome.code, 2)
+                    self.assertEqual(
+                        outcome.err,
+                        f"error: UsageError: --{option.replace('_', '-')} {name!r} is not a "
+                        "relative path below --root; use names joined by /, without .., drive "
+                        "letters or backslashes\n",
+                    )
+        self.assertFalse(self.root.exists())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import importlib.util
+import io
+import itertools
+import json
+import re
+import unittest
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from moe_weights import open_run
+from moe_weights.cli import main
+from tests.support.checkpoints import make_checkpoint
+from tests.support.documents import (
+    README,
+    REPOSITORY,
+    code_blocks,
+    documents,
+    heading_anchors,
+    load_script,
+    without_code,
+)
+from tests.support.runs import temporary_folder
+
+reference = load_script("docs/generate_reference.py")
+examples = load_script("docs/worked_examples.py")
+
+HAS_MLX = importlib.util.find_spec("mlx") is not None
+
+
+def run_quietly(*arguments: object) -> int:
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        return main([*map(str, arguments), "--quiet"])
+
+
+class GeneratedParts(unittest.TestCase):
+    parts: dict[str, str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        if not HAS_MLX:
+            raise unittest.SkipTest("the excerpts show simulated errors, which need mlx")
+        cls.parts = reference.generated_parts()
+
+    def test_are_what_the_code_says(self) -> None:
+        self.maxDiff = None
+        for path in reference.DOCUMENTS:
+            with self.subTest(path=path.name):
+                committed = path.read_text(encoding="utf-8")
+                self.assertEqual(
+                    committed,
+                    reference.regenerate(committed, self.parts),
+                    "run: python docs/generate_reference.py",
+                )
+
+    def test_are_all_used(self) -> None:
+        used = [reference.part_names(path.read_text("utf-8")) for path in reference.DOCUMENTS]
+        self.assertEqual(sorted(itertools.chain(*used)), sorted(self.parts))
+
+    def test_are_checked_and_rewritten_by_the_script(self) -> None:
+        document = temporary_folder(self) / "page.md"
+        document.write_text("a\n<!-- generated:x -->\nold\n<!-- /generated:x -->\nb\n")
+        output = io.StringIO()
+        with (
+            mock.patch.object(reference, "DOCUMENTS", (document,)),
+            mock.patch.object(reference, "generated_parts", lambda: {"x": "new\n"}),
+            contextlib.redirect_stdout(output),
+        ):
+            codes = [reference.main(arguments) for arguments in (["--check"], [], ["--check"])]
+        self.assertEqual(codes, [1, 0, 0])
+        self.assertEqual(output.getvalue(), f"differs: {document}\nrewrote: {document}\n")
+        self.assertEqual(
+            document.read_text(),
+            "a\n<!-- generated:x -->\n\nnew\n\n<!-- /generated:x -->\nb\n",
+        )
+
+
+class TableCells(unittest.TestCase):
+    def test_show_every_letter(self) -> None:
+        self.assertEqual(reference.escape("max|w| <a> 2 * b"), "max\\|w\\| &lt;a> 2 \\* b")
+        self.assertEqual(reference.code("(^|a)"), "`(^\\|a)`")
+
+
+class CommandLine(unittest.TestCase):
+    def test_is_mentioned_in_the_readme(self) -> None:
+        text = README.read_text(encoding="utf-8")
+        for command, parser in reference.command_parsers().items():
+            self.assertIn(f"moe-weights {command}", text)
+            for action in parser._actions:
+                if not isinstance(action, argparse._HelpAction):
+                    for option in action.option_strings:
+                        with self.subTest(command=command, option=option):
+                            self.assertRegex(text, rf"`{option}[` ]")
+
+    def test_scripts_are_mentioned_in_the_readme(self) -> None:
+        text = README.read_text(encoding="utf-8")
+        for script in (REPOSITORY / "scripts").glob("*.py"):
+            self.assertIn(f"scripts/{script.name}", text)
+
+    def test_make_verbs_are_those_of_the_makefile(self) -> None:
+        makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+        verbs = set(re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE))
+        contributing = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        listed = set(re.findall(r"^\| `make ([a-z-]+)` \|", contributing, re.MULTILINE))
+        self.assertEqual(listed, verbs)
+        named = re.findall(r"(?:^|[`\"] ?)make ([a-z-]+)", README.read_text("utf-8"), re.MULTILINE)
+        self.assertLessEqual(set(named), verbs)
+
+
+class Links(unittest.TestCase):
+    def test_point_to_files_and_headings_that_exist(self) -> None:
+        for document in documents():
+            text = without_code(document.read_text(encoding="utf-8"))
+            for target in re.findall(r"\]\(([^)\s]+)\)", text):
+                if target.startswith(("https://", "http://")):
+                    continue
+                path_text, _, anchor = target.partition("#")
+                path = document.parent / path_text if path_text else document
+                with self.subTest(document=document.name, target=target):
+                    self.assertTrue(path.exists(), f"no such file: {path}")
+                    if anchor:
+                        self.assertIn(anchor, heading_anchors(path.read_text(encoding="utf-8")))
+
+
+class WorkedExamples(unittest.TestCase):
+    def measured(self, folder: Path, rules: list[dict[str, Any]]) -> dict[tuple[Any, ...], Any]:
+        run = examples.init_example(folder / "runs", folder / "model", rules)
+        self.assertEqual(run_quietly("collect-data", "--run-dir", run), 0)
+        opened = open_run(run)
+        self.assertEqual(opened.unmatched["tensor_name"].tolist(), [])
+        return {
+            (row.layer, row.proj, row.expert_id): row for row in opened.matrix_stats.itertuples()
+        }
+
+    def assert_are_the_example_matrices(self, rows: dict[tuple[Any, ...], Any]) -> None:
+        expected = examples.example_matrices()
+        self.assertEqual(set(rows), set(expected))
+        for key, matrix in expected.items():
+            row, values = rows[key], matrix.astype(np.float64)
+            groups = np.abs(values).reshape(-1, 32)  # reads along the columns
+            ratios = groups.max(axis=1) / (groups.mean(axis=1) + 1e-12)
+            self.assertEqual((row.rows, row.cols), matrix.shape)
+            self.assertAlmostEqual(row.mean, values.mean(), places=14)
+            self.assertAlmostEqual(row.rms, np.sqrt(np.square(values).mean()), places=13)
+            self.assertAlmostEqual(row.g32_max_outlier, ratios.max(), places=13)
+
+    def test_of_a_fused_tensor_gives_every_matrix(self) -> None:
+        folder = temporary_folder(self)
+        examples.write_fused_checkpoint(folder / "model")
+        rule = json.loads(self.json_block("fused_gate_up"))
+        self.assert_are_the_example_matrices(self.measured(folder, [rule]))
+
+    def test_of_transposed_banks_gives_every_matrix(self) -> None:
+        folder = temporary_folder(self)
+        examples.write_transposed_checkpoint(folder / "model")
+        rules = json.loads(f"[{self.json_block('transposed_down')}]")
+        self.assert_are_the_example_matrices(self.measured(folder, rules))
+
+    def test_of_transposed_banks_is_refused_without_its_rules(self) -> None:
+        folder = temporary_folder(self)
+        examples.write_transposed_checkpoint(folder / "model")
+        run = examples.init_example(folder / "runs", folder / "model", [])
+        self.assertEqual(run_quietly("collect-data", "--run-dir", run), 4)
+
+    def json_block(self, rule_name: str) -> str:
+        blocks = code_blocks(README.read_text(encoding="utf-8"), "json")
+        (block,) = [block for block in blocks if f'"name": "{rule_name}"' in block]
+        return block
+
+
+class Artifacts(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = temporary_folder(self)
+        bank = np.ones((2, 4, 32), dtype=np.float32)
+        model = make_checkpoint(
+            folder / "model",
+            {
+                "model.layers.0.mlp.experts.gate_up_proj": np.concatenate([bank, bank], axis=1),
+                "model.layers.0.mlp.experts.down_proj": np.ones((2, 32, 4), dtype=np.float32),
+            },
+            n_shards=2,
+            index=True,
+            config={"hidden_size": 32, "moe_intermediate_size": 4, "num_experts": 2},
+        )
+        split = {"axis": "rows", "splits": [4, 4], "projs": ["gate_proj", "strange"]}
+        rule = {**examples.FUSED_RULE, "packed_split": split}
+        self.run_path = examples.init_example(folder / "runs", model, [rule])
+
+    def written(self) -> set[str]:
+        files = [path for path in self.run_path.rglob("*") if path.is_file()]
+        names = {path.relative_to(self.run_path).as_posix() for path in files}
+        return {name for name in names if not name.startswith("cache/")}
+
+    def run_everything(self) -> set[str]:
+        self.assertEqual(run_quietly("build-tables", "--run-dir", self.run_path), 5)
+        config_path = self.run_path / "analysis_config.json"
+        config = config_path.read_text(encoding="utf-8")
+        config_path.write_text("{}", encoding="utf-8")
+        self.assertEqual(run_quietly("collect-data", "--run-dir", self.run_path), 2)
+        files = self.written()
+        config_path.write_text(config, encoding="utf-8")
+        self.assertEqual(run_quietly("collect-data", "--run-dir", self.run_path), 0)
+        arguments = ("--run-dir", self.run_path, "--routed-only")
+        self.assertEqual(run_quietly("build-tables", *arguments), 0)
+        return files | self.written()
+
+    def test_are_those_that_the_readme_lists(self) -> None:
+        text = README.read_text(encoding="utf-8")
+        table = text.partition("<!-- generated:artifacts -->")[2].partition("<!-- /gen")[0]
+        listed = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+        files = self.run_everything()
+        patterns = [pattern for name in listed for pattern in _expand(name)]
+        for file in sorted(files):
+            with self.subTest(written=file):
+                self.assertTrue(any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns))
+        for pattern in patterns:
+            if not pattern.endswith(".csv"):  # one format or the other
+                with self.subTest(listed=pattern):
+                    self.assertTrue(any(fnmatch.fnmatchcase(file, pattern) for file in files))
+
+
+def _expand(pattern: str) -> list[str]:
+    """Write out `{a,b}` as a shell does; `...` stands for anything."""
+    found = re.search(r"\{([^}]*)\}", pattern)
+    if found is None:
+        return [pattern.replace("...", "*")]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [
+        expanded for choice in found[1].split(",") for expanded in _expand(before + choice + after)
+    ]
+
+
+class Snippets(unittest.TestCase):
+    def test_run_as_they_stand(self) -> None:
+        folder = temporary_folder(self)
+        examples.write_fused_checkpoint(folder / "model")
+        run = examples.init_example(folder / "runs", folder / "model", [])
+        self.assertEqual(run_quietly("collect-data", "--run-dir", run), 0)
+        blocks = code_blocks(README.read_text(encoding="utf-8"), "python")
+        self.assertEqual(len(blocks), 4)
+        for block in blocks:
+            package = block.split()[1]
+            with self.subTest(package=package):
+                if importlib.util.find_spec(package) is None:
+                    self.skipTest(f"{package} is not installed")
+                self.assertEqual(len(list(filter(None, block.splitlines()))), 3)
+                code = block.replace("runs/org/model/first", str(run))
+                with contextlib.redirect_stdout(io.StringIO()):
+                    exec(compile(code, package, "exec"), {})
+
+
+class DecisionNotes(unittest.TestCase):
+    def test_have_one_form_and_fit_a_page(self) -> None:
+        notes = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+        for number, note in enumerate(notes, start=1):
+            text = note.read_text(encoding="utf-8")
+            with self.subTest(note=note.name):
+                self.assertTrue(note.name.startswith(f"{number:04d}-"))
+                self.assertTrue(text.startswith(f"# {number:04d} "))
+                self.assertEqual(
+                    re.findall(r"^## (.+)$", text, re.MULTILINE),
+                    ["Context", "Decision", "Rejected, and why", "Consequences", "Revisit when"],
+                )
+                self.assertLessEqual(len(text.splitlines()), 60)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import unittest
+
+from moe_weights.tables.quant_sim import quant_sim_schema, quant_sim_table
+
+
+def row(**cells: object) -> dict[str, object]:
+    return {
+        **dict.fromkeys(quant_sim_schema().column_names),
+        "layer": 0,
+        "proj": "gate_proj",
+        "expert_id": 0,
+        "derived_tensor": "t",
+        "file": "a",
+        **cells,
+    }
+
+
+class Columns(unittest.TestCase):
+    def test_are_the_contracts_then_the_additive_ones(self) -> None:
+        self.assertEqual(
+            ", ".join(quant_sim_schema().column_names),
+            "file, source_tensor, derived_tensor, layer, block4, proj, expert_id, "
+            "is_shared_expert, rows, cols, scheme, mode, bits, group_size, w_rel_fro, w_rel_max, "
+            "scale_mean, scale_max, bias_mean, bias_max, error, scale_abs_max, backend, "
+            "quant_dtype, extracted_via, encoding, layout_evidence",
+        )
+
+    def test_are_all_there_with_no_rows(self) -> None:
+        table = quant_sim_table([], ["q4"])
+        self.assertEqual(table.n_rows, 0)
+        self.assertEqual(tuple(table.values), quant_sim_schema().column_names)
+        self.assertNotIn("expert_id_in_bank", table.values)
+
+
+class Order(unittest.TestCase):
+    def test_is_that_of_matrix_stats_then_the_schemes_of_the_config(self) -> None:
+        rows = [
+            row(layer=layer, expert_id=expert, scheme=scheme)
+            for scheme in ("a", "b", "c")
+            for expert in (10, 2)
+            for layer in (1, 0)
+        ]
+        table = quant_sim_table(rows, ["c", "a", "b"])
+        found = zip(
+            table.values["layer"], table.values["expert_id"], table.values["scheme"], strict=True
+        )
+        self.assertEqual(
+            list(found),
+            [(layer, e, s) for layer in (0, 1) for e in (2, 10) for s in ("c", "a", "b")],
+        )
