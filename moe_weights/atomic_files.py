@@ -160,9 +160,16 @@ class RunLock:
 
 
 def remove_temporary_siblings(folder: Path) -> int:
-    """Remove what killed writes left anywhere below `folder`; return how many files that were."""
+    """Remove what killed writes left anywhere below a run; return how many files that were.
+
+    Args:
+        folder: The run directory. A run nested below it may be in use, so it is left alone.
+    """
     removed = 0
-    for parent, _folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [
+            name for name in folders if not (Path(parent) / name / "manifest.json").exists()
+        ]
         for name in names:
             if _TEMPORARY_NAME.match(name):
                 _remove_quietly(Path(parent) / name)

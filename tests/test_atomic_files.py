@@ -111,6 +111,14 @@ class AtomicWrite(FolderCase):
             write_text_atomic(self.target, "x")
         self.assertEqual(self.target.read_text(), "x")
 
+    def test_tells_when_the_folder_cannot_be_flushed(self) -> None:
+        broken = OSError(errno.EIO, "Input/output error")
+        with (
+            mock.patch("os.fsync", side_effect=[None, broken]),
+            self.assertRaisesRegex(OutputError, "Input/output error; check the run directory"),
+        ):
+            write_text_atomic(self.target, "x")
+
     def test_of_one_target_by_many_threads_at_once_is_whole(self) -> None:
         texts = [str(number) * 10_000 for number in range(8)]
         start = threading.Barrier(8)
@@ -250,6 +258,15 @@ class Lock(FolderCase):
         self.assertEqual([path for path in killed if path.exists()], [])
         self.assertEqual([path for path in kept if path.exists()], kept)
         self.assertEqual(remove_temporary_siblings(self.folder), 0)
+
+    def test_leaves_a_run_nested_below_alone(self) -> None:
+        nested = self.folder / "run" / "nested"
+        write_text_atomic(nested / "manifest.json", "{}")
+        in_work = nested / "data" / ".a.csv.tmp-1-0"
+        write_text_atomic(in_work, "being written")
+        with RunLock(self.lock_path):
+            pass
+        self.assertTrue(in_work.exists())
 
 
 if __name__ == "__main__":

@@ -141,6 +141,12 @@ class ExistingRun(InitCase):
             ],
         )
 
+    def test_says_nothing_of_a_model_path_that_stands_there_already(self) -> None:
+        for _ in range(2):
+            outcome = self.init("--model-path", self.folder)
+        self.assertIn("(left unchanged)", outcome.out)
+        self.assertNotIn("--model-path was not written", outcome.out)
+
     def test_keeps_when_it_was_created_and_says_when_it_was_made_again(self) -> None:
         clock = "moe_weights.commands.init_run.utc_now_text"
         for now in ("first time", "second time", "third time"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unittest
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
+from moe_weights.commands.collect_data import usable_cpus
 from tests.support.checkpoints import make_checkpoint, write_safetensors
 from tests.support.command_line import (
     HIDDEN,
@@ -121,6 +123,19 @@ class Override(CommandCase):
         context = self.log("run_context.json")
         self.assertEqual(context["model_path"]["source"], "config")
         self.assertEqual(context["cli_overrides"], {})
+
+
+class Workers(unittest.TestCase):
+    def test_are_as_many_as_the_cpus_that_may_be_used(self) -> None:
+        with mock.patch("os.sched_getaffinity", return_value={1, 5, 7}, create=True):
+            self.assertEqual(usable_cpus(), 3)
+        with (
+            mock.patch(
+                "moe_weights.commands.collect_data.hasattr", return_value=False, create=True
+            ),
+            mock.patch("os.cpu_count", return_value=None),
+        ):
+            self.assertEqual(usable_cpus(), 1)
 
 
 class Inventory(CommandCase):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
 import re
 import unittest
@@ -114,7 +116,8 @@ class ExitCodes(unittest.TestCase):
         self.assertEqual(set(CODES.values()) | {0, 130}, {int(code) for code in ExitCode})
 
     def test_main_returns_plain_integers(self) -> None:
-        self.assertIs(type(main(["build-tables", "--run-dir", "/nowhere/at/all"])), int)
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.assertIs(type(main(["build-tables", "--run-dir", "/nowhere/at/all"])), int)
 
 
 if __name__ == "__main__":

@@ -205,8 +205,8 @@ def _refuse(survey: Survey) -> None:
         refused = [tensor.header.name for tensor in plan.unmatched if tensor.is_refused]
         raise ExtractionError(
             f"nothing can be measured for certain: {len(refused)} tensors that look like experts "
-            f"were refused, for example {refused[0]}; read logs/warnings and "
-            "data/unmatched_tensors, then add extract_rules for them"
+            f"were refused, for example {refused[0]}; the warnings and the unmatched tensors say "
+            "why; add extract_rules for them"
         )
 
 

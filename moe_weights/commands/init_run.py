@@ -68,7 +68,7 @@ def init_run(
 def _write_config(run: RunDirectory, model_path: str, reporter: Reporter) -> None:
     if run.config_path.exists():
         reporter.say("init_run", f"config already exists at {run.config_path} (left unchanged)")
-        if model_path:
+        if model_path and model_path != _text_in(run.config_path, "model_path"):
             reporter.say(
                 "init_run",
                 "--model-path was not written into it; edit model_path there, or give --model-path "
@@ -92,19 +92,20 @@ def _manifest(run: RunDirectory, model_id: str, run_name: str) -> dict[str, Json
         "created_at": now,
         "version": _MANIFEST_VERSION,
     }
-    created_at = _earlier_created_at(run.manifest_path)
+    created_at = _text_in(run.manifest_path, "created_at")
     if created_at is not None:
         manifest |= {"created_at": created_at, "reinitialised_at": now}
     return manifest
 
 
-def _earlier_created_at(path: Path) -> str | None:
+def _text_in(path: Path, key: str) -> str | None:
+    """Return a text of a JSON object, or None where there is none, however broken the file is."""
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    created_at = earlier.get("created_at") if isinstance(earlier, dict) else None
-    return created_at if isinstance(created_at, str) else None
+    text = content.get(key) if isinstance(content, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _absolute(option: str, text: str) -> Path:

@@ -71,6 +71,12 @@ def expert_tensors(n_experts: int = 2, *, layer: int = 0) -> dict[str, np.ndarra
     return tensors
 
 
+def bank_rule(match: str, **fields: Any) -> dict[str, Any]:
+    """Return a rule for (E, R, C) banks."""
+    layout = {"layer_axis": None, "expert_axis": 0, "rows_axis": 1, "cols_axis": 2}
+    return {"name": "mine", "match": match, "ndim": 3, "layout": layout, **fields}
+
+
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return every path below a folder with its content and time of change."""
     return {
