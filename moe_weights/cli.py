@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(error.exit_code)
     except KeyboardInterrupt:
         print(  # noqa: T201
-            "interrupted; run the same command again to go on from the finished parts",
+            "interrupted; nothing half-written is left. collect-data goes on from its finished "
+            "parts when the same command is run again",
             file=sys.stderr,
         )
         return int(ExitCode.INTERRUPTED)
@@ -92,7 +93,9 @@ def _add_command(
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
+    parser.add_argument(
+        "--quiet", action="store_true", help="say nothing unless something went wrong"
+    )
     parser.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="warning", help="diagnostics on stderr"
     )

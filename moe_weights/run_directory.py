@@ -67,6 +67,11 @@ class RunDirectory:
         """Path of a summary table of `tables/`, without suffix."""
         return self.path / "tables" / name
 
+    def summary_paths(self) -> list[Path]:
+        """Summary tables that are there, in any format, sorted."""
+        found = (self.path / "tables").glob("[AB]_*")
+        return sorted(path for path in found if path.suffix in {".parquet", ".csv"})
+
     def log_table_path(self, name: str) -> Path:
         """Path of a table of `logs/`, without suffix."""
         return self.path / "logs" / name

@@ -154,7 +154,10 @@ class Walking(LocateCase):
         self.assertEqual(files.files, ())
         self.assertEqual(
             [finding.message for finding in files.findings],
-            ["[scan] no regular file skipped: pipe.npz"],
+            [
+                "[scan] no regular file skipped: pipe.npz",
+                f"[scan] no file with suffix .safetensors or .npz in {self.root}",
+            ],
         )
 
     def test_a_subfolder_that_cannot_be_listed_is_told(self) -> None:

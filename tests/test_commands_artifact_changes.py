@@ -75,6 +75,15 @@ class ReplacedRun(CommandCase):
             set(self.log("write_manifest.json")["json_artifacts"]), {"run_context", "run_health"}
         )
 
+    def test_takes_away_the_summaries_of_the_data_it_replaces(self) -> None:
+        self.write_model()
+        self.collected()
+        run_command("build-tables", "--run-dir", self.path)
+        self.assertEqual(len(self.files("tables")), 7)
+        self.collected()
+        self.assertEqual(self.files("tables"), [])
+        self.assertNotIn("logs/tables_write_manifest.json", self.files("logs"))
+
     def test_does_not_list_what_build_tables_wrote(self) -> None:
         self.write_model()
         self.collected()

@@ -272,7 +272,8 @@ class Interrupted(CommandCase):
         self.assertEqual(outcome.code, 130)
         self.assertEqual(
             outcome.err,
-            "interrupted; run the same command again to go on from the finished parts\n",
+            "interrupted; nothing half-written is left. collect-data goes on from its finished "
+            "parts when the same command is run again\n",
         )
         self.assertEqual(self.files("data", "logs"), [])
         n_parts = len(self.parts())

@@ -122,6 +122,14 @@ def locate_checkpoint(
             max_files=max_files,
         )
     files = sorted(_walk(root, extensions, findings), key=lambda file: PurePosixPath(file).parts)
+    if not files:
+        findings.append(
+            Finding(
+                kind=FindingKind.SCAN,
+                message=f"[scan] no file with suffix {' or '.join(extensions)} in {path}",
+                hint="check model_path and scan.extensions; linked folders are not entered",
+            )
+        )
     return CheckpointFiles(
         model_path=path,
         root=root,

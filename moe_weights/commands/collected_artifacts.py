@@ -12,7 +12,11 @@ from moe_weights.audit.projection_report import (
     projection_findings,
     projection_report_table,
 )
-from moe_weights.audit.write_manifest import WRITE_MANIFEST, write_collect_manifest
+from moe_weights.audit.write_manifest import (
+    TABLES_WRITE_MANIFEST,
+    WRITE_MANIFEST,
+    write_collect_manifest,
+)
 from moe_weights.checkpoint.dtype_codes import dtype_name
 from moe_weights.checkpoint.model_config import ModelConfig, trimmed_raw
 from moe_weights.columns import Row, Table
@@ -30,7 +34,12 @@ from moe_weights.tables.writer import ArtifactEntry, remove_table, write_table
 
 RUN_FAILURE = "run_failure.json"
 _INDEX_REPORT = "index_report.json"
-_MARKS_OF_SUCCESS = (WRITE_MANIFEST, "run_health.json", "run_context.json")
+_MARKS_OF_SUCCESS = (
+    WRITE_MANIFEST,
+    TABLES_WRITE_MANIFEST,
+    "run_health.json",
+    "run_context.json",
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,11 +61,16 @@ class ArtifactWriter:
     def withdraw_success(self) -> None:
         """Remove what says that the run is complete; it comes back last.
 
+        Summaries of an earlier collection go as well: beside new data they would be wrong numbers
+        that nobody notices.
+
         Raises:
             OutputError: a file cannot be removed.
         """
         for name in _MARKS_OF_SUCCESS:
             remove_file(self.run.log_path(name))
+        for path in self.run.summary_paths():
+            remove_file(path)
 
     def write_header_tables(self, survey: Survey) -> None:
         """Write what headers alone tell: the inventory and the unmatched tensors."""
