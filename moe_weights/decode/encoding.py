@@ -1,17 +1,55 @@
-"""Which on-disk encodings can be turned into numbers, and by which member of this room.
+"""What every member of this room can do: recognise its tensors by headers, and decode their bytes.
 
-Names and dtype codes only, so that a plan can be made without NumPy.
+A member is one file with one final class. It names its companions, so that a plan knows before any
+weight is read which further tensors, perhaps of other shards, belong to a matrix.
 """
 
 from __future__ import annotations
 
-_PLAIN_DTYPE_CODES = frozenset({"F64", "F32", "F16", "BF16"})
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.stored_tensor import EncodingContext, EncodingRefusal, StoredTensor
+
+Parts = Mapping[str, NDArray[Any]]
 
 
-def encoding_for(dtype_code: str) -> str | None:
-    """Return the name of the `decode` member for a stored dtype, or None when there is none.
+class Encoding(Protocol):
+    """One way in which weights lie on disk."""
 
-    Args:
-        dtype_code: Code as in safetensors headers.
-    """
-    return "plain" if dtype_code in _PLAIN_DTYPE_CODES else None
+    @property
+    def name(self) -> str:
+        """Name in the column `encoding`."""
+
+    def claim(
+        self, header: TensorHeader, context: EncodingContext
+    ) -> StoredTensor | EncodingRefusal | None:
+        """Recognise the tensor that holds this encoding's codes.
+
+        Args:
+            header: Any stored tensor.
+            context: The other tensors and the quantisation config.
+
+        Returns:
+            The tensor as it is meant; a refusal when it is of this encoding but a companion is
+            missing or has the wrong shape; None when it is of another encoding.
+        """
+
+    def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
+        """Turn stored parts into the values they mean.
+
+        Args:
+            tensor: As `claim` returned it.
+            parts: Role to array, in the stored dtype and shape. For tensors of three or more axes
+                all parts may be cut alike to some entries of the first axis.
+
+        Returns:
+            Values of `tensor.shape` (its first axis cut like the parts); float32, or the stored
+            dtype for plain floats.
+
+        Raises:
+            CheckpointError: codes or scales that no writer produces, where they can be told.
+        """

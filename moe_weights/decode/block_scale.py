@@ -1,0 +1,150 @@
+"""Scales that are shared by blocks of a matrix: which block shape, and how they are applied.
+
+1. The config's block counts where the shapes fit it; a scale for each finer block also counts,
+   because a checkpoint may hold several kinds; a coarser one has lost some of its scales.
+2. Without a config only the blocks that writers use are tried: the whole matrix, rows, squares,
+   and groups of columns. Two different ones never fit the same shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_weights.decode.scale_codes import decode_e8m0
+
+# Sides of blocks that writers use, elements.
+_SIDES = (128, 64, 32, 16)
+
+
+def block_shape_of(
+    shape: tuple[int, ...], scale_shape: tuple[int, ...], configured: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """Return the (rows, cols) that one scale covers, or None when the shapes do not fit.
+
+    Args:
+        shape: Shape of the weights; the last two axes are blocked, others have one scale each.
+        scale_shape: Shape of the scales: () or (1,) per tensor, (rows,) or (rows, 1) per row,
+            (ceil(rows / b), ceil(cols / b)) per block; with more axes in front for fused weights.
+            Stacked weights whose rows are inputs may have (..., 1, cols) or (..., rows / b, cols).
+        configured: `weight_block_size` of config.json.
+    """
+    if configured is not None and fits_block(shape, scale_shape, configured):
+        return configured
+    block = _infer_block(shape, scale_shape)
+    if block is None or configured is None:
+        return block
+    return block if block[0] < min(configured[0], shape[-2]) else None
+
+
+def fits_block(
+    shape: tuple[int, ...], scale_shape: tuple[int, ...], block: tuple[int, int]
+) -> bool:
+    """Tell whether a scale has one entry for each block.
+
+    Args:
+        shape: Shape of the weights (..., R, C).
+        scale_shape: Shape of the scales.
+        block: (rows, cols) that one scale covers; 0 stands for the whole axis.
+    """
+    lead = shape[:-2]
+    grid = expected_grid(shape, block)
+    if math.prod(scale_shape) == 1:
+        return grid == (1, 1) and (math.prod(lead) == 1 or block == (0, 0))
+    if grid == (1, 1) and scale_shape == lead:
+        return True
+    if block[0] == 1 and grid[1] == 1 and scale_shape == (*lead, grid[0]):
+        return True
+    # modelopt leaves the axes within a block in place, with length 1.
+    return scale_shape in {(*lead, *grid), (*lead, grid[0], 1, grid[1], 1)}
+
+
+def expected_grid(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
+    """Return how many blocks lie along rows and columns; see `fits_block`."""
+    rows, cols = shape[-2:]
+    return -(-rows // max(block[0] or rows, 1)), -(-cols // max(block[1] or cols, 1))
+
+
+def real_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
+    """Return scales as float32; one-byte integers are E8M0 exponents, 2**(code - 127)."""
+    if scales.dtype == np.uint8:
+        scales = decode_e8m0(np.ascontiguousarray(scales))
+    with np.errstate(over="ignore"):  # of float64 scales; infinities are counted by who measures
+        widened: NDArray[np.float32] = scales.astype(np.float32)
+    return widened
+
+
+def apply_block_scale(
+    values: NDArray[np.float32], scales: NDArray[np.float32], block: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Multiply weights (..., R, C) by the scale of their block, in place.
+
+    Args:
+        values: (..., R, C) float32; overwritten and returned.
+        scales: One scale per block, see `block_shape_of`; any shape that it accepts.
+        block: (rows, cols) that one scale covers.
+    """
+    rows, cols = values.shape[-2:]
+    lead = values.shape[:-2]
+    # Damaged scales may be infinite or NaN; what comes out is counted by who measures.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if scales.size == 1:
+            np.multiply(values, scales.reshape(-1)[0], out=values)
+            return values
+        if values.size == 0:
+            return values
+        per_block = scales.reshape(*lead, *expected_grid(values.shape, (block[0], block[1])))
+        # Ragged edges are blocks cut short, never whole blocks that were stretched.
+        for row in _spans(rows, block[0]):
+            for col in _spans(cols, block[1]):
+                part = values[..., row.elements, col.elements]
+                by_block = part.reshape(*lead, row.n_blocks, row.side, col.n_blocks, col.side)
+                factors = per_block[..., row.blocks, col.blocks]
+                np.multiply(by_block, factors[..., :, None, :, None], out=by_block)
+    return values
+
+
+class _Span(NamedTuple):
+    """Equal blocks in a row: where they lie along an axis, and the scales that they have."""
+
+    elements: slice
+    blocks: slice
+    n_blocks: int
+    side: int
+
+
+def _spans(length: int, side: int) -> list[_Span]:
+    n_whole, rest = divmod(length, side)
+    spans = []
+    if n_whole:
+        spans.append(_Span(slice(0, n_whole * side), slice(0, n_whole), n_whole, side))
+    if rest:
+        spans.append(_Span(slice(n_whole * side, length), slice(n_whole, n_whole + 1), 1, rest))
+    return spans
+
+
+@lru_cache(maxsize=4096)  # a checkpoint has a handful of shapes
+def _infer_block(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[int, int] | None:
+    rows, cols = shape[-2:]
+    lead = shape[:-2]
+    if math.prod(scale_shape) == 1:
+        return (rows, cols)
+    if lead and scale_shape in {lead, (*lead, 1), (*lead, 1, 1)}:
+        return (rows, cols)
+    if lead and scale_shape in {(*lead, rows), (*lead, cols)}:
+        # Writers leave the axis open here; equal lengths would make it a guess.
+        if rows == cols:
+            return None
+        return (1, cols) if scale_shape[-1] == rows else (rows, 1)
+    if scale_shape in {(*lead, rows), (*lead, rows, 1)}:
+        return (1, cols)
+    if lead and scale_shape == (*lead, 1, cols):
+        return (rows, 1)
+    candidates = [(side, side) for side in _SIDES] + [(1, side) for side in _SIDES]
+    if lead:
+        candidates += [(side, 1) for side in _SIDES]
+    return next((block for block in candidates if fits_block(shape, scale_shape, block)), None)

@@ -1,0 +1,211 @@
+"""GPTQ: codes of 2 to 8 bits packed along the inputs, with a group index for each input.
+
+`X.qweight` I32 (ceil(in * bits / 32), out), `X.qzeros` I32 (groups, ceil(out * bits / 32)),
+`X.scales` (groups, out), `X.g_idx` I32 (in,): value = (code - zero point) * scale of the input's
+group, transposed to (out, in).
+
+Zero points: `checkpoint_format` "gptq" (also when it is absent) stores them minus one, the others
+as they are. For 2, 4 and 8 bits the one was taken from whole words, so that a zero point of 0
+borrowed from its neighbour; for 3 bits from each zero point alone.
+
+Codes: one bit stream, 3-bit codes crossing word borders. "gptq_p", and 5 to 7 bits always, is
+planar: of 32 codes first the low bits of all, then the higher ones.
+
+Source:
+    GPTQModel, gptqmodel/nn_modules/qlinear and gptqmodel/utils/planar_packing.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.bit_stream import n_words, unpack_codes
+from moe_weights.decode.encoding import Parts
+from moe_weights.decode.gptq_config import GptqConfig, gptq_config
+from moe_weights.decode.qweight import (
+    GPTQ,
+    SCALE_CODES,
+    Qweight,
+    find_qweight,
+    refuse_codes,
+)
+from moe_weights.decode.scale_names import describe
+from moe_weights.decode.stored_tensor import (
+    WEIGHT,
+    EncodingContext,
+    EncodingRefusal,
+    RefusalKind,
+    StoredTensor,
+)
+from moe_weights.errors import CheckpointError
+
+_BITS = (2, 3, 4, 5, 6, 7, 8)
+_PERIOD = 32  # codes that fill whole words at any width
+
+# Width and lowest bit of each plane.
+_PLANES: Final = {
+    3: ((2, 0), (1, 2)),
+    5: ((4, 0), (1, 4)),
+    6: ((4, 0), (2, 4)),
+    7: ((4, 0), (2, 4), (1, 6)),
+}
+_ONES: Final = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
+
+
+class Gptq:
+    """Codes of AutoGPTQ and GPTQModel."""
+
+    name = "gptq"
+
+    def claim(
+        self, header: TensorHeader, context: EncodingContext
+    ) -> StoredTensor | EncodingRefusal | None:
+        """Recognise GPTQ codes and their companions; see `Encoding.claim`."""
+        found = find_qweight(header, context)
+        if found is None or found.family != GPTQ:
+            return None
+        config = gptq_config(context)
+        if isinstance(config, str):
+            return found.refuse(
+                RefusalKind.AMBIGUOUS_ENCODING, f"codes {describe(header)}, but {config}"
+            )
+        refusal = refuse_codes(found)
+        if refusal is not None:
+            return refusal
+        for companion, word in (
+            (found.scales, "scales"),
+            (found.qzeros, "qzeros"),
+            (found.g_idx, "g_idx"),
+        ):
+            if companion is None:
+                return found.refuse_missing(word)
+        assert found.scales is not None
+        assert found.qzeros is not None
+        assert found.g_idx is not None
+        return _checked(found, found.scales, found.qzeros, found.g_idx, config)
+
+    def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
+        """Return (code - zero point) * scale in float32, (out, in); see `Encoding.decode`."""
+        rows, columns = tensor.shape
+        bits = tensor.option("bits")
+        assert isinstance(bits, int)
+        planar = bool(tensor.option("planar"))
+        n_groups = parts["scale"].shape[0]
+        group_of_column = _checked_groups(tensor, parts["group_index"], n_groups)
+        zero_points = _zero_points(
+            parts["zero_point"], bits, rows, planar, bool(tensor.option("minus_one"))
+        )
+        scales = parts["scale"].T.astype(np.float32)
+        values = _unpack(parts[WEIGHT].T, bits, columns, planar).astype(np.float32, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(values, zero_points.T[:, group_of_column], out=values)
+            np.multiply(values, scales[:, group_of_column], out=values)
+        return values
+
+
+def _checked(
+    found: Qweight,
+    scales: TensorHeader,
+    qzeros: TensorHeader,
+    g_idx: TensorHeader,
+    config: GptqConfig,
+) -> StoredTensor | EncodingRefusal:
+    words, rows = found.codes.shape
+    if g_idx.dtype_code not in {"I32", "I64"} or g_idx.ndim != 1 or g_idx.shape == (0,):
+        return found.refuse_misfit(g_idx, "I32 [in]")
+    columns = g_idx.shape[0]
+    n_groups = config.n_groups(columns)
+    if (
+        scales.dtype_code not in SCALE_CODES
+        or scales.ndim != 2
+        or scales.shape[1] != rows
+        or scales.shape[0] < 1
+        or n_groups not in (None, scales.shape[0])
+    ):
+        want = "groups" if n_groups is None else n_groups
+        return found.refuse_misfit(
+            scales, f"{' or '.join(sorted(SCALE_CODES))} [{want}, {rows}] for {columns} inputs"
+        )
+    fitting = [
+        bits
+        for bits in ((config.bits,) if config.bits is not None else _BITS)
+        if n_words(columns, bits) == words
+        and qzeros.shape == (scales.shape[0], n_words(rows, bits))
+    ]
+    if qzeros.dtype_code != "I32" or not fitting:
+        width = "one width of 2 to 8 bits" if config.bits is None else f"{config.bits} bits"
+        return found.refuse(
+            RefusalKind.BAD_COMPANION,
+            f"{describe(qzeros)} and {describe(g_idx)} do not fit GPTQ codes "
+            f"{describe(found.codes)} with {describe(scales)} at {width}",
+        )
+    if len(fitting) > 1:
+        return found.refuse(
+            RefusalKind.AMBIGUOUS_ENCODING,
+            f"GPTQ codes {describe(found.codes)} may have {' or '.join(map(str, fitting))} bits, "
+            "and config.json does not settle it",
+        )
+    bits = fitting[0]
+    planar = bits in (5, 6, 7) or (bits == 3 and config.planar)
+    if planar and (columns % _PERIOD or rows % _PERIOD):
+        return found.refuse(
+            RefusalKind.BAD_COMPANION,
+            f"planar GPTQ codes {describe(found.codes)} for {columns} inputs and {rows} outputs; "
+            f"both must be multiples of {_PERIOD}",
+        )
+    return StoredTensor(
+        name=found.name,
+        encoding=Gptq.name,
+        header=found.codes,
+        shape=(rows, columns),
+        companions=(("scale", scales), ("zero_point", qzeros), ("group_index", g_idx)),
+        options=(
+            ("bits", bits),
+            ("planar", int(planar)),
+            ("minus_one", int(config.minus_one and bits not in (5, 6, 7))),
+        ),
+    )
+
+
+def _zero_points(
+    words: NDArray[Any], bits: int, n_codes: int, planar: bool, minus_one: bool
+) -> NDArray[np.uint8]:
+    """Return the zero points (groups, out) that the words mean."""
+    if minus_one and bits in _ONES:
+        # uint32 drops the carry out of the word, as the writer's subtraction did.
+        words = np.ascontiguousarray(words).view(np.uint32) + np.uint32(_ONES[bits])
+    codes = _unpack(words, bits, n_codes, planar)
+    if minus_one and bits not in _ONES:
+        return (codes + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    return codes
+
+
+def _unpack(words: NDArray[Any], bits: int, n_codes: int, planar: bool) -> NDArray[np.uint8]:
+    """Unpack the last axis of the words."""
+    if not planar:
+        return unpack_codes(words, bits, n_codes)
+    periods = np.ascontiguousarray(words).reshape(*words.shape[:-1], -1, bits)
+    codes = np.zeros((*periods.shape[:-1], _PERIOD), dtype=np.uint8)
+    first = 0
+    for width, lowest in _PLANES[bits]:
+        plane = unpack_codes(periods[..., first : first + width], width, _PERIOD)
+        codes |= plane << np.uint8(lowest)
+        first += width
+    return codes.reshape(*words.shape[:-1], -1)
+
+
+def _checked_groups(
+    tensor: StoredTensor, group_of_column: NDArray[Any], n_groups: int
+) -> NDArray[Any]:
+    lowest, highest = int(group_of_column.min()), int(group_of_column.max())
+    if lowest < 0 or highest >= n_groups:
+        name = dict(tensor.companions)["group_index"].name
+        raise CheckpointError(
+            f"{name}: group indices run from {lowest} to {highest}, there are {n_groups} groups; "
+            "write the checkpoint again"
+        )
+    return group_of_column

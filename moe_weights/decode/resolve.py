@@ -1,0 +1,139 @@
+"""From stored tensors to tensors as they are meant: codes and companions joined by name.
+
+1. Every member may claim a tensor as its codes, the most particular first.
+2. Companions of a claimed tensor are explained by it and stand for nothing else.
+3. What remains is plain floats, or is left to the inventory.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap, Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.encoding import Encoding, Parts
+from moe_weights.decode.members import MEMBERS
+from moe_weights.decode.stored_tensor import (
+    EncodingContext,
+    EncodingRefusal,
+    RefusalKind,
+    Resolution,
+    StoredTensor,
+)
+
+
+def resolve_encodings(headers: Sequence[TensorHeader], context: EncodingContext) -> Resolution:
+    """Join codes and companions of a whole checkpoint.
+
+    Args:
+        headers: The stored tensors that count, in scan order.
+        context: The same by name, and the quantisation config.
+    """
+    claimed: dict[int, StoredTensor | EncodingRefusal] = {}
+    companions: dict[str, str] = {}
+    files = _files_of_repeated(headers)
+    contexts = _contexts_of_repeated(headers, context, files)
+    for position, header in enumerate(headers):
+        if header.name in companions:
+            continue
+        claim = _claim(header, contexts.get((header.file, header.name), context))
+        if claim is None:
+            continue
+        if isinstance(claim, StoredTensor):
+            claim = _refuse_repeated_companion(claim, files) or claim
+        claimed[position] = claim
+        parts = (
+            [part for _role, part in claim.companions]
+            if isinstance(claim, StoredTensor)
+            else claim.companions
+        )
+        companions.update((part.name, header.name) for part in parts)
+    tensors: list[StoredTensor] = []
+    refusals: list[EncodingRefusal] = []
+    others: list[TensorHeader] = []
+    for position, header in enumerate(headers):
+        if header.name in companions:
+            continue
+        claim = claimed.get(position)
+        if isinstance(claim, StoredTensor):
+            tensors.append(claim)
+        elif isinstance(claim, EncodingRefusal):
+            refusals.append(claim)
+        elif header.dtype_code in {"F64", "F32", "F16", "BF16"}:
+            tensors.append(
+                StoredTensor(name=header.name, encoding="plain", header=header, shape=header.shape)
+            )
+        else:
+            others.append(header)
+    return Resolution(
+        tensors=tuple(tensors),
+        refusals=tuple(refusals),
+        companions=companions,
+        others=tuple(others),
+    )
+
+
+def _files_of_repeated(headers: Sequence[TensorHeader]) -> dict[str, list[str]]:
+    """Return the files of each name that lies in several, in scan order."""
+    counts = Counter(header.name for header in headers)
+    files: dict[str, list[str]] = {}
+    if len(counts) < len(headers):
+        for header in headers:
+            if counts[header.name] > 1:
+                files.setdefault(header.name, []).append(header.file)
+    return files
+
+
+def _contexts_of_repeated(
+    headers: Sequence[TensorHeader], context: EncodingContext, files: Mapping[str, list[str]]
+) -> dict[tuple[str, str], EncodingContext]:
+    """Return what tensors see whose name lies in several files: their own file's parts first."""
+    of_file: dict[str, dict[str, TensorHeader]] = {}
+    for header in headers:
+        if header.name in files:
+            of_file.setdefault(header.file, {})[header.name] = header
+    everything = dict(context.by_name) if files else {}
+    contexts: dict[tuple[str, str], EncodingContext] = {}
+    for file, own in of_file.items():
+        of_this = replace(context, by_name=ChainMap(own, everything))
+        contexts.update(((file, name), of_this) for name in own)
+    return contexts
+
+
+def _refuse_repeated_companion(
+    tensor: StoredTensor, files: Mapping[str, list[str]]
+) -> EncodingRefusal | None:
+    """Refuse a tensor with two copies of a companion, unless each copy has its own tensor."""
+    header = tensor.header
+    for _role, companion in tensor.companions:
+        has_own = header.name in files and companion.file == header.file
+        if companion.name in files and not has_own:
+            return EncodingRefusal(
+                name=tensor.name,
+                header=header,
+                kind=RefusalKind.BAD_COMPANION,
+                cause=f"{header.name} has several {companion.name}, in "
+                f"{' and '.join(files[companion.name])}; keep the one that belongs to it",
+                companions=tuple(part for _role, part in tensor.companions),
+            )
+    return None
+
+
+def decode_parts(tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
+    """Decode stored parts with the member that claimed the tensor; see `Encoding.decode`."""
+    return _BY_NAME[tensor.encoding].decode(tensor, parts)
+
+
+def _claim(header: TensorHeader, context: EncodingContext) -> StoredTensor | EncodingRefusal | None:
+    for member in MEMBERS:
+        claim = member.claim(header, context)
+        if claim is not None:
+            return claim
+    return None
+
+
+_BY_NAME: dict[str, Encoding] = {member.name: member for member in MEMBERS}
