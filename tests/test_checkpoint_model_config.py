@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
-from moe_weights.checkpoint.expert_dimensions import ExpertDimensions, expert_dimensions
 from moe_weights.checkpoint.file_access import LFS_POINTER_CAUSE
 from moe_weights.checkpoint.model_config import (
     ModelConfig,
@@ -237,56 +236,6 @@ class ConsoleLine(ConfigCase):
 
     def test_is_absent_without_parts(self) -> None:
         self.assertIsNone(console_line(self.load({"mlp_only_layers": []})))
-
-
-class Dimensions(ConfigCase):
-    def assert_dimensions(
-        self,
-        content: Mapping[str, object],
-        hidden_size: int | None,
-        expert_widths: tuple[int, ...],
-        n_experts: int | None,
-    ) -> None:
-        self.assertEqual(
-            expert_dimensions(self.load(content)),
-            ExpertDimensions(
-                hidden_size=hidden_size, expert_widths=expert_widths, n_experts=n_experts
-            ),
-        )
-
-    def test_an_expert_width_decides_alone(self) -> None:
-        self.assert_dimensions(
-            {
-                "hidden_size": 8,
-                "intermediate_size": 99,
-                "moe_intermediate_size": 4,
-                "num_experts": 6,
-            },
-            8,
-            (4,),
-            6,
-        )
-
-    def test_the_plain_width_serves_where_no_expert_width_stands(self) -> None:
-        content = {"hidden_size": 8, "intermediate_size": 16, "num_local_experts": 2}
-        self.assert_dimensions(content, 8, (16,), 2)
-
-    def test_the_dense_width_of_longcat_is_no_expert_width(self) -> None:
-        content = {"ffn_hidden_size": 32, "expert_ffn_hidden_size": 5, "n_routed_experts": 3}
-        self.assert_dimensions(content, None, (5,), 3)
-
-    def test_nested_objects_are_searched(self) -> None:
-        dbrx = {"d_model": 8, "ffn_config": {"ffn_hidden_size": 5, "moe_num_experts": 3}}
-        self.assert_dimensions(dbrx, 8, (5,), 3)
-        for nested in ("text_config", "language_config"):
-            content = {nested: {"hidden_size": 8, "moe_intermediate_size": 4, "num_experts": 2}}
-            self.assert_dimensions(content, 8, (4,), 2)
-
-    def test_a_list_gives_all_its_widths_once(self) -> None:
-        self.assert_dimensions({"moe_intermediate_size": [5, 3, 5, 0, "x"]}, None, (5, 3), None)
-
-    def test_all_may_be_unknown(self) -> None:
-        self.assert_dimensions({"model_type": "x"}, None, (), None)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,44 @@ class ChecksRules(ConfigFileCase):
         changes = {"extract_rules[0].ndim": ABSENT, "extract_rules[0].layout": layout}
         self.assertEqual(load_config(self.write(changes)).findings, ())
 
+    def test_stacked_experts_lie_on_rows_or_cols_and_nowhere_else(self) -> None:
+        place = "$.extract_rules[1].layout.stacked_experts_axis"
+        layout = {"rows_axis": 0, "cols_axis": 1}
+        for axis in (0, 1):
+            changes = {"extract_rules[1].layout": layout | {"stacked_experts_axis": axis}}
+            self.assertEqual(load_config(self.write(changes)).findings, ())
+        self.assertEqual(
+            self.problems({"extract_rules[1].layout": layout | {"stacked_experts_axis": 2}}),
+            [f"{place}: 2 is neither rows_axis nor cols_axis; experts lie on one"],
+        )
+        both = {"expert_axis": 0, "rows_axis": 1, "cols_axis": 2, "stacked_experts_axis": 1}
+        self.assertEqual(
+            self.problems({"extract_rules[0].layout": both}),
+            [
+                (
+                    f"{place.replace('[1]', '[0]')}: expert_axis says already where the experts "
+                    "are; keep one of both"
+                )
+            ],
+        )
+        absent = {"rows_axis": 0, "stacked_experts_axis": 5}
+        self.assertEqual(
+            self.problems({"extract_rules[1].layout": absent}),
+            [f"$.extract_rules[1].layout: {LAYOUT}"],
+        )
+
+    def test_groups_of_every_kind_must_exist(self) -> None:
+        for name in ("proj_group", "expert_group", "layer_group", "stack_group"):
+            self.assertEqual(
+                self.problems({f"extract_rules[1].{name}": 3}),
+                [
+                    (
+                        f"$.extract_rules[1].{name}: there is no group 3: match has 2 capture "
+                        "groups; use 1 or 2"
+                    )
+                ],
+            )
+
     def test_axes_that_do_not_cover_ndim_are_left_to_the_tensor(self) -> None:
         layout = {"rows_axis": 1, "cols_axis": 2}
         self.assertEqual(load_config(self.write({"extract_rules[0].layout": layout})).findings, ())

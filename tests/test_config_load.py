@@ -192,7 +192,8 @@ class WarnsOfUnknownKeys(ConfigFileCase):
                     "[config] unknown key: extract_rules[0].foo",
                     (
                         "known keys: name, match, enabled, ndim, layout, proj_group, expert_group, "
-                        "packed_split"
+                        "proj, proj_map, layer_group, expert_count, stack, stack_group, "
+                        "is_shared_expert, encodings, packed_split"
                     ),
                 ),
                 (

@@ -29,6 +29,7 @@ class FillsInDefaults(ConfigFileCase):
                 },
                 "parsing": {
                     "preset": "auto",
+                    "lookalikes": [],
                     "layer_regex": "(.)",
                     "expert_regex": "(.)",
                     "proj_aliases": {"b": ["x"], "a": []},

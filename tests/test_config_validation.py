@@ -75,6 +75,18 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
             ("quant_schemes[0].bits", 0, "expected an integer >= 1, got the number 0"),
             ("debug.print_progress_every_files", -1, "expected an integer >= 0, got the number -1"),
             ("extract_rules[0].name", "", 'expected a non-empty string, got the string ""'),
+            ("parsing.preset", "", 'expected a non-empty string or null, got the string ""'),
+            ("extract_rules[0].proj", "", 'expected a non-empty string or null, got the string ""'),
+            (
+                "extract_rules[0].proj_map",
+                3,
+                "expected an object with non-empty strings, got the number 3",
+            ),
+            (
+                "extract_rules[0].expert_count",
+                0,
+                "expected an integer >= 1 or null, got the number 0",
+            ),
             (
                 "extract_rules[0].proj_group",
                 0,
@@ -118,7 +130,7 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
             ("mlx.device", "cuda", 'expected "cpu" or "gpu", got the string "cuda"'),
             ("mlx.backend", 1, 'expected "auto" or "mlx", got the number 1'),
             ("parsing.npz_void16", "f16", 'expected "refuse" or "bfloat16", got the string "f16"'),
-            ("parsing.preset", 1, 'expected "auto" or null, got the number 1'),
+            ("parsing.preset", 1, "expected a non-empty string or null, got the number 1"),
             (
                 "extract_rules[2].packed_split.axis",
                 "row",
@@ -130,12 +142,6 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
     def test_what_does_not_exist_yet(self) -> None:
         for key, value, message in (
             ("mlx.backend", "native", 'there are no native kernels yet; use "auto" or "mlx"'),
-            (
-                "parsing.preset",
-                "mixtral",
-                'there is no preset named "mixtral"; use "auto" or null',
-            ),
-            ("scan.strict_coverage", True, "the coverage check does not exist yet; use false"),
             (
                 "stats.metrics",
                 ["mean"],
@@ -184,7 +190,6 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
             "extract_rules[0].name",
             "extract_rules[0].match",
             "extract_rules[2].packed_split.axis",
-            "extract_rules[2].packed_split.splits",
             "extract_rules[2].packed_split.projs",
             "quant_schemes[0].name",
             "quant_schemes[0].mode",
@@ -219,8 +224,13 @@ class LeavesToLaterStages(ConfigFileCase):
             ("metadata.mode", "anything"),
             ("parsing.proj_aliases", {}),
             ("parsing.preset", None),
+            ("parsing.preset", "no_such_preset"),
+            ("parsing.lookalikes", [{"match": ".*router", "kind": "router"}]),
+            ("extract_rules[2].packed_split.splits", None),
+            ("extract_rules[2].packed_split.splits", ABSENT),
+            ("extract_rules[0].encodings", ["no_such_encoding"]),
             ("stats.metrics", None),
-            ("scan.strict_coverage", False),
+            ("scan.strict_coverage", True),
             ("stats.eps", 0),
         ):
             with self.subTest(key=key):

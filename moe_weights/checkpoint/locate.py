@@ -228,9 +228,11 @@ def _locate_by_index(
 ) -> CheckpointFiles:
     expected = tuple(file for file in index.shards if PurePosixPath(file).suffix in extensions)
     missing = tuple(file for file in expected if not is_readable_file(path / file))
+    findings = tuple(_unreadable_finding(path, file) for file in missing if _is_there(path / file))
     if missing and strict_index:
+        causes = "".join(f"\n  {finding.message}" for finding in findings)
         raise ShardIndexError(
-            f"[index] missing shard(s) referenced by index: {list_some(list(missing))}\n"
+            f"[index] missing shard(s) referenced by index: {list_some(list(missing))}{causes}\n"
             "  how to fix: complete the download or set scan.strict_index to false"
         )
     present = tuple(file for file in expected if file not in set(missing))
@@ -251,6 +253,25 @@ def _locate_by_index(
         missing_shards=missing,
         not_scanned_due_to_max_files=() if max_files is None else present[max_files:],
         extra_safetensors_files_on_disk=tuple(sorted(extra)),
+        findings=findings,
+    )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_symlink() or path.exists()
+    except OSError:
+        return False  # a name that the file system refuses, such as one of 300 letters
+
+
+def _unreadable_finding(root: Path, file: str) -> Finding:
+    path = root / file
+    what = "a folder" if path.is_dir() else "a dangling link" if path.is_symlink() else "no file"
+    return Finding(
+        kind=FindingKind.SCAN,
+        message=f"[scan] shard named by the index is {what}: {file}",
+        file=file,
+        hint="put the shard itself there",
     )
 
 

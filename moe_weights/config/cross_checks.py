@@ -26,6 +26,7 @@ def check_together(document: dict[str, JsonValue]) -> Iterator[Fault]:
         layout = rule.get("layout")
         if isinstance(layout, dict):
             yield from _check_axes(layout, _integer(rule.get("ndim")), (*location, "layout"))
+            yield from _check_stacked(layout, (*location, "layout", "stacked_experts_axis"))
         yield from _check_groups(rule, location)
 
 
@@ -64,12 +65,23 @@ def _check_axes(
             )
 
 
+def _check_stacked(layout: dict[str, JsonValue], location: Location) -> Iterator[Fault]:
+    stacked = _integer(layout.get("stacked_experts_axis"))
+    sides = {_integer(layout.get(name)) for name in ("rows_axis", "cols_axis")}
+    if stacked is None or None in sides:
+        return
+    if stacked not in sides:
+        yield Fault(location, f"{stacked} is neither rows_axis nor cols_axis; experts lie on one")
+    if _integer(layout.get("expert_axis")) is not None:
+        yield Fault(location, "expert_axis says already where the experts are; keep one of both")
+
+
 def _check_groups(rule: dict[str, JsonValue], location: Location) -> Iterator[Fault]:
     match = rule.get("match")
     n_groups = count_groups(match) if isinstance(match, str) else None
     if n_groups is None:
         return
-    for name in ("proj_group", "expert_group"):
+    for name in ("proj_group", "expert_group", "layer_group", "stack_group"):
         group = _integer(rule.get(name))
         if group is None or group <= n_groups:
             continue

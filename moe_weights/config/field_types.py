@@ -67,18 +67,6 @@ def _refuse_native_backend(value: object) -> object:
     return value
 
 
-def _refuse_unknown_preset(value: object) -> object:
-    if isinstance(value, str) and value != "auto":
-        raise _refuse(f'there is no preset named "{value}"; use "auto" or null')
-    return value
-
-
-def _refuse_strict_coverage(value: bool) -> bool:
-    if value:
-        raise _refuse("the coverage check does not exist yet; use false")
-    return value
-
-
 def _refuse_metric_choice(value: object) -> object:
     if value is not None:
         raise _refuse("metrics cannot be chosen yet, all of them are measured; use null")
@@ -94,8 +82,4 @@ NonNegativeInt: TypeAlias = Annotated[int, Field(ge=0)]
 NonNegativeFloat: TypeAlias = Annotated[float, Field(ge=0)]
 Percentile: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 Backend: TypeAlias = Annotated[Literal["auto", "mlx"], BeforeValidator(_refuse_native_backend)]
-Preset: TypeAlias = Annotated[Literal["auto"] | None, BeforeValidator(_refuse_unknown_preset)]
-CoverageSwitch: TypeAlias = Annotated[
-    bool, AfterValidator(_refuse_strict_coverage), Field(json_schema_extra={"const": False})
-]
 AllMetrics: TypeAlias = Annotated[None, BeforeValidator(_refuse_metric_choice)]

@@ -17,17 +17,15 @@ from moe_weights.config.field_types import (
     AllMetrics,
     Backend,
     ConfigSection,
-    CoverageSwitch,
     FileSuffix,
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
     Percentile,
     PositiveInt,
-    Preset,
     RegexWithGroup,
 )
-from moe_weights.config.rules import ExtractRule
+from moe_weights.config.rules import ExtractRule, LookAlike
 
 
 class ScanConfig(ConfigSection):
@@ -55,10 +53,9 @@ class ScanConfig(ConfigSection):
         default=False,
         description="End the run when the index is absent, broken or names a missing shard.",
     )
-    strict_coverage: CoverageSwitch = Field(
+    strict_coverage: bool = Field(
         default=False,
-        description="End the run when expected expert matrices are missing; not available yet, "
-        "only false.",
+        description="End the run (exit 4) when the coverage ledger is not complete.",
     )
     max_files: PositiveInt | None = Field(
         default=None, description="Scan at most this many shards; null for all."
@@ -68,9 +65,15 @@ class ScanConfig(ConfigSection):
 class ParsingConfig(ConfigSection):
     """How tensor names are read."""
 
-    preset: Preset = Field(
+    preset: NonEmptyStr | None = Field(
         default="auto",
-        description='Rules for known architectures; "auto" or null, no preset can be named yet.',
+        description='Rules for a known architecture: "auto" chooses by config.json, a name as '
+        "`moe-weights presets` lists them, null for none.",
+    )
+    lookalikes: tuple[LookAlike, ...] = Field(
+        default=(),
+        description="Tensors that are no expert weights although their names say so; never "
+        "measured, named in the coverage ledger.",
     )
     layer_regex: RegexWithGroup = Field(
         description="Regular expression searched in tensor names; its first capture group is the "

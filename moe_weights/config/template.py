@@ -7,8 +7,11 @@ that is on purpose: a template switches on what an old config never asked for.
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 
 from moe_weights.atomic_files import JsonValue
+from moe_weights.config.preset import as_tuples
+from moe_weights.config.rules import ExtractRule
 
 SCHEMA_FILE_REFERENCE = "./analysis_config.schema.json"
 
@@ -106,3 +109,13 @@ def template_config(model_path: str) -> dict[str, JsonValue]:
     config["model_path"] = model_path
     config["extract_rules"] = [copy.deepcopy(rule) for rule in TEMPLATE_RULES]
     return config
+
+
+@lru_cache(maxsize=1)
+def _parsed_template_rules() -> tuple[ExtractRule, ...]:
+    return tuple(ExtractRule.model_validate(as_tuples(rule)) for rule in TEMPLATE_RULES)
+
+
+def is_template_rule(rule: ExtractRule) -> bool:
+    """The rule equals one of the template in all fields; an edited one is the user's own."""
+    return rule in _parsed_template_rules()
