@@ -2,10 +2,13 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
+VENV_REAL := .venv-real
+# torch installs on fewer interpreters than this project does.
+PYTHON_REAL ?= python3.11
 RUN := runs/tiny-olmoe/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test verbose-test lint format clean
+.PHONY: help demo test test-real verbose-test lint format clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,6 +21,9 @@ demo: $(VENV)/.base  ## set up, run the three scripts on the example checkpoint,
 
 test: lint  ## set up, then lint, types, import contracts, and the tests with coverage
 	$(PY) -m pytest --cov --cov-report=term
+
+test-real: $(VENV_REAL)/.real  ## hold the readings against other people's models and writers (torch; minutes)
+	HF_HUB_OFFLINE=1 $(VENV_REAL)/bin/python -m pytest tests/real -q --capture=sys --override-ini=filterwarnings=default --override-ini=addopts=
 
 verbose-test: $(VENV)/.test  ## the tests by unittest, one line each
 	$(PY) -m unittest discover -s tests -t . -v
@@ -33,7 +39,7 @@ format: $(VENV)/.test  ## rewrite the code in the house's layout
 	$(PY) -m ruff format .
 
 clean:  ## remove the environment and caches, never runs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV_REAL) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 $(VENV)/.base: pyproject.toml scripts/setup_venv.sh
 	sh scripts/setup_venv.sh $(VENV)
@@ -42,3 +48,7 @@ $(VENV)/.base: pyproject.toml scripts/setup_venv.sh
 $(VENV)/.test: pyproject.toml scripts/setup_venv.sh
 	sh scripts/setup_venv.sh $(VENV) test
 	@touch $@ $(VENV)/.base
+
+$(VENV_REAL)/.real: pyproject.toml scripts/setup_venv.sh
+	PYTHON=$(PYTHON_REAL) sh scripts/setup_venv.sh $(VENV_REAL) real
+	@touch $@

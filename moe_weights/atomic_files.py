@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -107,6 +107,25 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_writable(folders: Iterable[Path]) -> None:
+    """Refuse folders that cannot be written to, before any work is done for them.
+
+    Args:
+        folders: Those that do not exist yet are made by the first write.
+
+    Raises:
+        OutputError: naming all of them.
+    """
+    closed = [
+        str(folder) for folder in folders if folder.exists() and not os.access(folder, os.W_OK)
+    ]
+    if closed:
+        raise OutputError(
+            f"cannot write to {', '.join(closed)}; make the run directory writable or use another "
+            "--root; nothing was read or written"
+        )
 
 
 class RunLock:

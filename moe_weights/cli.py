@@ -48,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
+    except ImportError as error:
+        # A declared dependency is gone; those that may be missing are handled where they are used.
+        print(  # noqa: T201
+            f"error: {type(error).__name__}: {error}; install the package's dependencies, for "
+            "example with: pip install ml-dtypes (needed for bfloat16 and FP8)",
+            file=sys.stderr,
+        )
+        return int(ExitCode.USAGE)
     except MoeWeightsError as error:
         from moe_weights.commands.console import printable
 
@@ -74,6 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_init_run(commands)
     _add_collect_data(commands)
     _add_build_tables(commands)
+    _add_presets(commands)
     return parser
 
 
@@ -173,6 +182,21 @@ def _add_build_tables(commands: _Commands[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="also write each summary without shared experts, as <name>_routed",
     )
+
+
+def _add_presets(commands: _Commands[argparse.ArgumentParser]) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from moe_weights.commands.presets import list_presets, show_preset
+
+        return show_preset(arguments.name) if arguments.action == "show" else list_presets()
+
+    parser = _add_command(
+        commands, "presets", "List the known architectures, or show the rules of one.", run
+    )
+    actions = parser.add_subparsers(dest="action", metavar="show NAME")
+    what = "print one preset in the form of a config, to paste and edit"
+    show = actions.add_parser("show", help=what, description=what)
+    show.add_argument("name", metavar="NAME", help="name of the preset, as the list prints it")
 
 
 def _positive_int(text: str) -> int:

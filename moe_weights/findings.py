@@ -18,6 +18,7 @@ class FindingKind(StrEnum):
     PROJ = "proj"
     QUANT_SIM = "quant_sim"
     WEIGHTS = "weights"
+    COVERAGE = "coverage"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

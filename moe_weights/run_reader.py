@@ -153,6 +153,14 @@ class OpenedRun:
         return self._log("run_context.json")
 
     @cached_property
+    def coverage(self) -> JsonObject:
+        """`logs/coverage.json`: what config.json declares, held against what was found.
+
+        Also there when the run ended with exit code 4. `data/coverage` has the same as a table.
+        """
+        return self._log("coverage.json")
+
+    @cached_property
     def config(self) -> JsonObject:
         """`analysis_config.json` as it is now; `health["config_used"]` is what the run used."""
         return load_json_object(self._run.config_path)
@@ -192,6 +200,11 @@ class OpenedRun:
         return entries
 
     @property
+    def _is_incomplete(self) -> bool:
+        has_ledger = self._run.log_path("coverage.json").exists()
+        return has_ledger and self.coverage.get("complete") is False
+
+    @property
     def _n_warnings(self) -> JsonValue:
         return self._artifacts.get("warnings", {}).get("rows", 0)
 
@@ -217,6 +230,8 @@ class OpenedRun:
             yield "status", "not collected yet"
         else:
             yield "status", f"collected {self.manifest.get('generated_at')}"
+        if self._run.log_path("coverage.json").exists():
+            yield "coverage", _verdict(self.coverage.get("complete"))
         if self._run.log_path("write_manifest.json").exists():
             rows = [
                 f"{name} {entry.get('rows')}"
@@ -238,9 +253,17 @@ class OpenedRun:
         if not self._run.log_path("write_manifest.json").exists():
             return f"nothing yet: run collect_data --run-dir {self.path}"
         first = "run.warnings, then " if self._n_warnings else ""
+        if self._is_incomplete:
+            first = "run.coverage, " + first
         if "B_quant_global_summary" in self.tables:
             return first + 'run.tables["B_quant_global_summary"]'
         return first + "run.matrix_stats; run.tables after build_tables"
+
+
+def _verdict(complete: JsonValue) -> str:
+    if complete is None:
+        return "unknown: config.json declares no experts"
+    return "complete" if complete else "INCOMPLETE"
 
 
 def _error_text(failure: JsonObject) -> str:

@@ -6,13 +6,13 @@ from unittest import mock
 
 from moe_weights.audit.index_report import compare_index
 from moe_weights.audit.run_health import OutputCounts, run_health_json
-from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
 from moe_weights.checkpoint.locate import CheckpointFiles
 from moe_weights.checkpoint.shard_index import IndexState, ShardIndex
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.config.load import parse_config
-from moe_weights.extract.plan import plan_extraction
+from moe_weights.config.preset import Preset
 from tests.support.config_documents import make_config_document
+from tests.support.extraction import make_preset, make_rule, plan_headers
 
 ROOT = Path("/m")
 EXPERT = "layers.0.experts.{}.{}.weight"
@@ -23,11 +23,16 @@ def header(name: str) -> TensorHeader:
 
 
 def health(
-    names: list[str], *, experts_only: bool = True, index: bool = False
+    names: list[str],
+    *,
+    experts_only: bool = True,
+    index: bool = False,
+    preset: Preset | None = None,
+    model_config: dict[str, object] | None = None,
 ) -> dict[str, object]:
-    config = parse_config(make_config_document({"scan.experts_only": experts_only}))
+    changes = {"scan.experts_only": experts_only}
+    config = parse_config(make_config_document(changes))
     headers = [header(name) for name in names]
-    nothing = ExpertDimensions(hidden_size=None, expert_widths=(), n_experts=None)
     state = IndexState(status="not_found", searched=True)
     if index:
         state = IndexState(
@@ -50,7 +55,8 @@ def health(
                 config_used={"used": True},
                 files=files,
                 n_tensors=len(headers),
-                plan=plan_extraction(headers, config, nothing),
+                preset=preset.name if preset else None,
+                plan=plan_headers(headers, changes, preset=preset, model_config=model_config),
                 report=compare_index(files, shard_index, headers) if index else None,
                 outputs=OutputCounts(rows={"matrix_stats": 3}, wrote_index_report=index),
             )
@@ -65,7 +71,8 @@ class RunHealth(unittest.TestCase):
             {
                 "status", "generated_at", "duration_seconds", "run", "config_used",
                 "scan_summary", "extraction_summary", "outputs_written", "tensor_name_formats",
-                "tensor_name_examples", "derived_tensor_formats", "index_summary",
+                "tensor_name_examples", "derived_tensor_formats", "index_summary", "preset",
+                "coverage",
             },
         )  # fmt: skip
         self.assertEqual(content["status"], "success")
@@ -107,6 +114,60 @@ class RunHealth(unittest.TestCase):
             assert isinstance(examples, dict)
             self.assertEqual(summary["unmatched_expertish"], count)
             self.assertEqual(len(examples["unmatched_expertish"]), count)
+
+    def test_tells_tensors_of_the_preset_from_those_of_rules(self) -> None:
+        rule = make_rule(
+            r"layers\.(\d+)\.experts\.(\d+)\.(up_proj)\.weight$",
+            layer_group=1, expert_group=2, proj_group=3,
+        )  # fmt: skip
+        names = [EXPERT.format(0, "up_proj"), EXPERT.format(0, "down_proj")]
+        content = health(names, preset=make_preset(rule, name="mine"))
+        self.assertEqual(content["preset"], "mine")
+        self.assertEqual(
+            content["extraction_summary"],
+            {
+                "extracted_by_rule": 1,
+                "extracted_by_preset": 1,
+                "extracted_by_fallback": 0,
+                "unmatched_expertish": 0,
+                "fallback_after_packed_split": [],
+            },
+        )
+        examples = content["tensor_name_examples"]
+        assert isinstance(examples, dict)
+        self.assertEqual(
+            (examples["preset_extracted"], examples["rule_extracted"]), (names[:1], names[1:])
+        )
+
+    def test_says_whether_every_declared_expert_is_there(self) -> None:
+        declared = {"num_experts": 2, "hidden_size": 2, "moe_intermediate_size": 2}
+        names = [
+            EXPERT.format(expert, proj)
+            for expert in range(2)
+            for proj in ("gate_proj", "up_proj", "down_proj")
+        ]
+        for held, complete, statuses in (
+            (names, True, {"complete": 3}),
+            (names[:-1], False, {"complete": 2, "missing": 1}),
+        ):
+            model_config = {**declared, "num_hidden_layers": 1}
+            self.assertEqual(
+                health(held, model_config=model_config)["coverage"],
+                {
+                    "complete": complete,
+                    "statuses": statuses,
+                    "bytes": {
+                        "measured": 16 * len(held),
+                        "excluded": 0,
+                        "refused": 0,
+                        "unmatched": 0,
+                        "lookalike": 0,
+                    },
+                },
+            )
+        coverage = health(names)["coverage"]
+        assert isinstance(coverage, dict)
+        self.assertIsNone(coverage["complete"])
 
     def test_sums_the_index_up(self) -> None:
         self.assertEqual(

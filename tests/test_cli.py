@@ -41,7 +41,8 @@ class Usage(unittest.TestCase):
             )  # fmt: skip
 
     def test_shows_help_with_exit_codes_for_each_command(self) -> None:
-        for command in ((), ("init-run",), ("collect-data",), ("build-tables",)):
+        commands = ("init-run", "collect-data", "build-tables", "presets")
+        for command in ((), *((name,) for name in commands)):
             outcome = run_command(*command, "--help")
             self.assertEqual(outcome.code, 0)
             self.assertIn("exit codes:\n  0  ok, with or without warnings\n", outcome.out)
@@ -92,6 +93,15 @@ class Failures(unittest.TestCase):
         code, told = self.run_with(KeyboardInterrupt())
         self.assertEqual(code, 130)
         self.assertTrue(told.startswith("interrupted; "))
+
+    def test_of_a_missing_package_say_what_to_install(self) -> None:
+        code, told = self.run_with(ModuleNotFoundError("No module named 'ml_dtypes'"))
+        self.assertEqual(code, 2)
+        self.assertEqual(
+            told,
+            "error: ModuleNotFoundError: No module named 'ml_dtypes'; install the package's "
+            "dependencies, for example with: pip install ml-dtypes (needed for bfloat16 and FP8)\n",
+        )
 
     def test_that_nobody_foresaw_keep_their_traceback(self) -> None:
         with self.assertRaises(ZeroDivisionError):

@@ -14,6 +14,7 @@ from moe_weights.config.schema import AnalysisConfig
 from tests.support.command_line import CommandCase, expert_tensors, random_weights, run_command
 
 TABLES = ("tensor_inventory", "matrix_stats", "quant_sim", "unmatched_tensors")
+ALL_TABLES = (*TABLES, "coverage")
 STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
 RAW = "model.layers.0.mlp.experts.raw.weight"
 SUMMARIES = [
@@ -64,9 +65,10 @@ class WholeRun(CommandCase):
             self.files("data", "logs", "tables"),
             sorted(
                 [
-                    *(f"data/{name}.{self.SUFFIX}" for name in TABLES),
+                    *(f"data/{name}.{self.SUFFIX}" for name in ALL_TABLES),
                     f"logs/proj_canonicalization_report.{self.SUFFIX}",
                     f"logs/warnings.{self.SUFFIX}",
+                    "logs/coverage.json",
                     "logs/index_report.json",
                     "logs/model_config.raw.json",
                     "logs/model_shape_budget.json",
@@ -80,7 +82,7 @@ class WholeRun(CommandCase):
 
     def test_counts_agree_between_files_manifest_health_and_console(self) -> None:
         written = self.health["outputs_written"]
-        for name in (*TABLES, "warnings", "proj_canonicalization_report"):
+        for name in (*ALL_TABLES, "warnings", "proj_canonicalization_report"):
             entry = self.manifest["artifacts"][name]
             n_rows = len(self.frame(entry["path"]))
             self.assertEqual(entry["rows"], n_rows, name)
@@ -103,7 +105,8 @@ class WholeRun(CommandCase):
 
     def test_manifest_names_each_table_and_hashes_each_other_log(self) -> None:
         self.assertEqual(
-            set(self.manifest["artifacts"]), {*TABLES, "warnings", "proj_canonicalization_report"}
+            set(self.manifest["artifacts"]),
+            {*ALL_TABLES, "warnings", "proj_canonicalization_report"},
         )
         for entry in self.manifest["artifacts"].values():
             self.assertEqual(set(entry), {"path", "format", "fallback", "error", "rows"})
@@ -118,6 +121,7 @@ class WholeRun(CommandCase):
                     ).hexdigest(),
                 }
                 for name in (
+                    "coverage",
                     "index_report",
                     "model_config.raw",
                     "model_shape_budget",
@@ -145,10 +149,21 @@ class WholeRun(CommandCase):
         self.assertEqual(
             {
                 key: summary[key]
-                for key in ("extracted_by_rule", "extracted_by_fallback", "unmatched_expertish")
+                for key in (
+                    "extracted_by_rule",
+                    "extracted_by_preset",
+                    "extracted_by_fallback",
+                    "unmatched_expertish",
+                )
             },
-            {"extracted_by_rule": 7, "extracted_by_fallback": 0, "unmatched_expertish": 1},
+            {
+                "extracted_by_rule": 7,
+                "extracted_by_preset": 0,
+                "extracted_by_fallback": 0,
+                "unmatched_expertish": 1,
+            },
         )
+        self.assertIsNone(self.health["preset"])
         self.assertEqual(
             self.health["tensor_name_examples"]["unmatched_expertish"],
             ["model.layers.0.mlp.experts.0.odd.weight"],

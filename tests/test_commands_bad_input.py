@@ -29,7 +29,8 @@ NPZ_ADVICE = (
     "arrays"
 )
 ZIP_ADVICE = "\n  how to fix: write the file again with numpy.savez, or download it again"
-GATE = "layers.0.mlp.experts.0.gate_proj.weight"
+STEM = "layers.0.mlp.experts.0.gate_proj"
+GATE = f"{STEM}.weight"
 
 
 class DamagedSafetensors(CommandCase):
@@ -154,9 +155,9 @@ class OddTensors(CommandCase):
         self.assertEqual(
             self.warnings(),
             [
-                f"[read] refused (unknown_dtype): dtype F4_NEW is not decoded: {name.format(1)}",
                 f"[read] refused (unsupported_ndim): a scalar has no axes: {name.format(2)}",
                 f"[read] refused (zero_size): shape [0, 32] has no elements: {name.format(3)}",
+                f"[read] refused (unknown_dtype): dtype F4_NEW is not decoded: {name.format(1)}",
             ],
         )
         unmatched = self.frame("data/unmatched_tensors").set_index("tensor_name")
@@ -179,18 +180,23 @@ class OddTensors(CommandCase):
         self.assertEqual(
             self.refused(4),
             "ExtractionError: nothing can be measured for certain: 1 tensors that look like "
-            f"experts were refused, for example {GATE}; the warnings and the unmatched tensors "
-            "say why; add extract_rules for them",
+            f"experts were refused, for example {GATE}; [read] refused (missing_companion): "
+            f"weights {GATE} F8_E4M3 [8, 8] have no scale; looked for {GATE}_scale_inv, "
+            f"{GATE}_scale, {STEM}.scale_inv, {STEM}.scale, {STEM}.qscale_weight: {GATE}",
         )
         self.assertEqual(
             self.files("data", "logs"),
             [
+                "data/coverage.parquet",
                 "data/tensor_inventory.parquet",
                 "data/unmatched_tensors.parquet",
+                "logs/coverage.json",
                 "logs/run_failure.json",
                 "logs/warnings.parquet",
             ],
         )
+        lost = {"tensor": GATE, "fate": "refused", "reason": "missing_companion"}
+        self.assertEqual(self.log("coverage.json")["unaccounted"], [lost])
 
 
 class Archives(CommandCase):

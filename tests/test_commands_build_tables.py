@@ -285,7 +285,7 @@ class Refusals(BuildTables):
         write_sources(self.run_directory, STATS, [quant_row(bias_max=float("inf"))])
         self.assertTrue(
             self.refused(InvalidDataError).startswith(
-                "B_quant_layer_summary.bias_max__median is inf in row 0; "
+                "quant_sim.bias_max is inf in row 0; what is undefined is null in tables"
             )
         )
         self.assertEqual(self.written(), [])

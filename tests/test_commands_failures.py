@@ -63,16 +63,18 @@ class FullDisk(CommandCase):
             self.assertFalse(self.run_directory.log_path(name).exists(), name)
 
     def test_at_any_table_or_log(self) -> None:
-        tables = ["tensor_inventory", "unmatched_tensors", "matrix_stats", "quant_sim"]
+        tables = ["tensor_inventory", "unmatched_tensors", "coverage", "matrix_stats", "quant_sim"]
         complete = [f"data/{name}.parquet" for name in tables]
         for name, target, n_complete in [
             ("tensor_inventory", "data/tensor_inventory.parquet", 0),
-            ("matrix_stats", "data/matrix_stats.parquet", 2),
-            ("warnings", "logs/warnings.parquet", 4),
-            ("model_shape", "logs/model_shape_budget.json", 5),
-            ("run_context", "logs/run_context.json", 5),
-            ("run_health", "logs/run_health.json", 5),
-            ("write_manifest", "logs/write_manifest.json", 5),
+            ("coverage.parquet", "data/coverage.parquet", 2),
+            ("matrix_stats", "data/matrix_stats.parquet", 3),
+            ("warnings", "logs/warnings.parquet", 5),
+            ("model_shape", "logs/model_shape_budget.json", 6),
+            ("coverage.json", "logs/coverage.json", 6),
+            ("run_context", "logs/run_context.json", 6),
+            ("run_health", "logs/run_health.json", 6),
+            ("write_manifest", "logs/write_manifest.json", 6),
         ]:
             with self.subTest(name=name):
                 self.configure({"metadata.enabled": True, "colour": 1})
@@ -275,7 +277,10 @@ class Interrupted(CommandCase):
             "interrupted; nothing half-written is left. collect-data goes on from its finished "
             "parts when the same command is run again\n",
         )
-        self.assertEqual(self.files("data", "logs"), [])
+        self.assertEqual(self.files("data", "logs"), ["logs/run_failure.json"])
+        failure = self.log("run_failure.json")
+        self.assertEqual(failure["error"]["type"], "KeyboardInterrupt")
+        self.assertNotIn("traceback", failure)
         n_parts = len(self.parts())
         self.assertGreaterEqual(n_parts, 1)
         outcome = self.collect()
@@ -284,6 +289,7 @@ class Interrupted(CommandCase):
             f"[collect] resumed: {n_parts} of 18 parts taken from an unfinished run\n", outcome.out
         )
         self.assertEqual(self.parts(), [])
+        self.assertNotIn("logs/run_failure.json", self.files("logs"))
         resumed = self.frame("data/matrix_stats")
         self.configure()
         self.collect()

@@ -122,6 +122,69 @@ class FreshRun(InitCase):
         self.assertEqual((outcome.code, outcome.out, outcome.err), (0, "", ""))
 
 
+class KnownArchitecture(InitCase):
+    def init_of(self, config: object, *, model_path: str = "model") -> Outcome:
+        folder = self.folder / "model"
+        folder.mkdir(exist_ok=True)
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "model.safetensors").touch()
+        return self.init("--model-path", self.folder / model_path)
+
+    def preset(self) -> object:
+        parsing = read_json(self.path / "analysis_config.json")["parsing"]
+        assert isinstance(parsing, dict)
+        return parsing["preset"]
+
+    def test_is_said_and_written_into_the_config(self) -> None:
+        for model_path in ("model", "model/model.safetensors"):
+            outcome = self.init_of({"model_type": "jetmoe"}, model_path=model_path)
+            self.assertEqual((outcome.code, outcome.err), (0, ""))
+            self.assertEqual(outcome.out.splitlines()[0], "[init_run] preset: jetmoe (jetmoe)")
+            self.assertEqual(self.preset(), "jetmoe")
+            (self.path / "analysis_config.json").unlink()
+
+    def test_is_found_in_a_nested_config_too(self) -> None:
+        self.init_of({"model_type": "of_nobody", "text_config": {"model_type": "mixtral"}})
+        self.assertEqual(self.preset(), "mixtral")
+
+    def test_with_a_preset_leaves_every_other_key_as_it_is(self) -> None:
+        self.init_of({"model_type": "mixtral"})
+        config = read_json(self.path / "analysis_config.json")
+        template = template_config(f"{self.folder}/model")
+        assert isinstance(template["parsing"], dict)
+        self.assertEqual(
+            config, {**template, "parsing": {**template["parsing"], "preset": "mixtral"}}
+        )
+
+    def test_that_is_unknown_leaves_the_choice_to_the_run(self) -> None:
+        outcome = self.init_of({"model_type": "of_nobody"})
+        self.assertEqual(
+            outcome.out.splitlines()[0],
+            "[init_run] no preset for model_type of_nobody; generic rules apply",
+        )
+        self.assertEqual(self.preset(), "auto")
+
+    def test_that_nothing_tells_leaves_it_too(self) -> None:
+        for config in (None, {}, []):
+            outcome = self.init_of(config)
+            self.assertEqual(
+                outcome.out.splitlines()[0],
+                "[init_run] no config.json says what architecture this is; generic rules apply",
+            )
+            self.assertEqual(self.preset(), "auto")
+            (self.path / "analysis_config.json").unlink()
+
+    def test_is_not_spoken_of_without_a_model_path(self) -> None:
+        self.assertNotIn("preset", self.init().out)
+        self.assertEqual(self.preset(), "auto")
+
+    def test_does_not_touch_a_config_that_is_there(self) -> None:
+        self.init()
+        self.assertNotIn("preset", self.init_of({"model_type": "mixtral"}).out)
+        self.assertEqual(self.preset(), "auto")
+
+
 class ExistingRun(InitCase):
     def test_keeps_its_config_byte_for_byte(self) -> None:
         self.init("--model-path", "/somewhere")
@@ -181,7 +244,7 @@ class Names(InitCase):
 
     def test_never_leave_the_root(self) -> None:
         bad = ("", ".", "./", "..", "../x", "a/../../x", "a/..", "/x", "//x", "C:x", "c:/x",
-               "C:\\x", "a\\b", "\\\\host\\x", "a\0b")  # fmt: skip
+               "C:\\x", "a\\b", "\\\\host\\x", "a\0b", "a\nb", "a\x1b[31m", "\x7f")  # fmt: skip
         for name in bad:
             for option in ("model_id", "run_name"):
                 with self.subTest(name=name, option=option):
@@ -191,7 +254,7 @@ class Names(InitCase):
                         outcome.err,
                         f"error: UsageError: --{option.replace('_', '-')} {name!r} is not a "
                         "relative path below --root; use names joined by /, without .., drive "
-                        "letters or backslashes\n",
+                        "letters, backslashes or control characters\n",
                     )
         self.assertFalse(self.root.exists())
 

@@ -37,5 +37,5 @@ class PercentilesOfTheConfig(CommandCase):
              "outlier_max_over_mean", "outlier_p99_over_median", "outlier_p999_over_median",
              "g32_p99_9_outlier", "g32_max_outlier", "g64_p99_9_outlier", "g64_max_outlier",
              "p99_5_abs", "n_zero", "n_nan", "n_inf",
-             "extracted_via", "encoding", "layout_evidence"],
+             "stack", "extracted_via", "encoding", "layout_evidence"],
         )  # fmt: skip

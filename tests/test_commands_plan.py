@@ -50,16 +50,25 @@ class Plan(PlanCase):
         self.assertEqual(
             self.cells(output),
             [
-                ["gate_proj", "0,2", "0-2", "5", "32", "64", "float32", two_d, "rule"],
-                ["gate_proj", "0", "shared", "1", "16", "64", "bfloat16", "fallback", "convention"],
-                ["up_proj", "5", "0-3", "4", "16", "64", "float32", three_d, "rule"],
-                ["up_proj", "0,2", "0-2", "5", "32", "64", "float32", two_d, "rule"],
-                ["down_proj", "0,2", "0-2", "5", "64", "32", "float32", two_d, "rule"],
+                ["", "gate_proj", "0,2", "0-2", "5", "32", "64", "float32", "plain", two_d, "rule"],
+                [
+                    "", "gate_proj", "0", "shared", "1", "16", "64", "bfloat16", "plain",
+                    "fallback", "convention",
+                ],
+                ["", "up_proj", "5", "0-3", "4", "16", "64", "float32", "plain", three_d, "rule"],
+                ["", "up_proj", "0,2", "0-2", "5", "32", "64", "float32", "plain", two_d, "rule"],
+                ["", "down_proj", "0,2", "0-2", "5", "64", "32", "float32", "plain", two_d, "rule"],
             ],
-        )
+        )  # fmt: skip
         lines = output.splitlines()
         self.assertEqual(lines[0], f"[collect] plan for {self.model}")
         self.assertEqual(lines[1], "[collect] 1 files (walk mode), 19 tensors")
+        self.assertEqual(lines[2], "[collect] preset: none")
+        self.assertEqual(
+            lines[-2],
+            "[collect] coverage unknown: config.json declares no experts to hold the tensors "
+            "against",
+        )
         self.assertEqual(
             lines[-1],
             "[collect] 20 matrices in 17 units, 138.0 KiB of weights to read; 0 expert-looking "
@@ -100,7 +109,75 @@ class Plan(PlanCase):
 
     def test_shows_an_unknown_layer_or_expert_as_a_question_mark(self) -> None:
         self.write_model({"experts.up_proj.weight": random_weights(8, 64)})
-        self.assertEqual(self.cells(self.plan())[0][1:3], ["?", "?"])
+        self.assertEqual(self.cells(self.plan())[0][2:4], ["?", "?"])
+
+    def test_names_the_stack_where_there_are_several(self) -> None:
+        shape = (8, 64)
+        self.write_model(
+            {
+                "decoder.layers.0.mlp.experts.0.up_proj.weight": random_weights(*shape),
+                "encoder.layers.3.mlp.experts.0.up_proj.weight": random_weights(*shape, seed=1),
+                "encoder.layers.3.mlp.experts.1.up_proj.weight": random_weights(*shape, seed=2),
+            }
+        )
+        self.assertEqual(
+            [row[:5] for row in self.cells(self.plan())],
+            [["decoder", "up_proj", "0", "0", "1"], ["encoder", "up_proj", "3", "0-1", "2"]],
+        )
+
+    def test_names_the_encoding_and_counts_what_lies_beside_the_codes(self) -> None:
+        name = "model.layers.0.mlp.experts.0.up_proj.weight"
+        self.write_model(
+            {
+                name: np.ones((128, 256), ml_dtypes.float8_e4m3fn),
+                f"{name}_scale_inv": np.ones((1, 2), np.float32),
+            }
+        )
+        output = self.plan()
+        self.assertEqual(
+            self.cells(output)[0][5:],
+            [
+                "128", "256", "float8_e4m3fn", "fp8", "rule:generic_2d_per_expert_separate",
+                "rule",
+            ],
+        )  # fmt: skip
+        self.assertIn("1 matrices in 1 units, 32.0 KiB of weights to read", output)
+
+    def test_shows_preset_evidence_and_verdict(self) -> None:
+        config = {
+            "model_type": "mixtral",
+            "hidden_size": 64,
+            "intermediate_size": 32,
+            "num_local_experts": 2,
+            "num_hidden_layers": 1,
+        }
+        prefix = "model.layers.0.block_sparse_moe"
+        self.write_model(
+            {
+                f"{prefix}.experts.{expert}.{word}.weight": random_weights(*shape, seed=expert)
+                for expert in range(2)
+                for word, shape in (("w1", (32, 64)), ("w2", (64, 32)), ("w3", (32, 64)))
+            }
+            | {f"{prefix}.gate.weight": random_weights(2, 64)},
+            config=config,
+        )
+        output = self.plan(**{"metadata.enabled": True})
+        self.assertEqual(
+            self.cells(output),
+            [
+                [
+                    "", proj, "0", "0-1", "2", str(rows), str(cols), "float32", "plain",
+                    "preset:mixtral", "config",
+                ]
+                for proj, rows, cols in (
+                    ("gate_proj", 32, 64),
+                    ("up_proj", 32, 64),
+                    ("down_proj", 64, 32),
+                )
+            ],
+        )  # fmt: skip
+        self.assertIn("[collect] preset: mixtral\n", output)
+        self.assertIn("[collect] coverage complete: ", output)
 
     def test_takes_names_as_they_are(self) -> None:
         names = ["experts.0.[bold]odd[/bold].weight", "experts.1.[/nothing].weight",

@@ -127,8 +127,10 @@ class StrictPackedSplit(CommandCase):
         self.assertEqual(
             self.files("data", "logs"),
             [
+                "data/coverage.parquet",
                 "data/tensor_inventory.parquet",
                 "data/unmatched_tensors.parquet",
+                "logs/coverage.json",
                 "logs/run_failure.json",
                 "logs/warnings.parquet",
             ],

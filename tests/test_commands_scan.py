@@ -152,7 +152,8 @@ class Inventory(CommandCase):
         self.collected()
         inventory = self.frame("data/tensor_inventory")
         self.assertEqual(
-            list(inventory.columns), ["file", "tensor_name", "dtype", "shape", "ndim", "nbytes"]
+            list(inventory.columns),
+            ["file", "tensor_name", "dtype", "shape", "ndim", "nbytes", "role"],
         )
         self.assertEqual(list(inventory["tensor_name"]), list(self.tensors))
         rows = inventory.set_index("tensor_name")

@@ -6,6 +6,7 @@ import pickle
 import sys
 import unittest
 import warnings
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -136,10 +137,20 @@ class MatrixRows(UnitCase):
             "file": "model.safetensors", "source_tensor": "t", "derived_tensor": "t::up",
             "layer": 9, "block4": 2, "proj": "up_proj", "expert_id": -1,
             "is_routed_expert": False, "is_shared_expert": True, "rows": 2, "cols": 6,
-            "dtype": "bfloat16", "extracted_via": "rule:r", "encoding": "plain",
+            "dtype": "bfloat16", "stack": "", "extracted_via": "rule:r", "encoding": "plain",
             "layout_evidence": "rule",
         }  # fmt: skip
         self.assertEqual({name: row[name] for name in expected}, expected)
+
+    def test_name_their_stack_only_where_the_checkpoint_has_several(self) -> None:
+        header = self.header(normal_matrix(2, 32))
+        unit = make_unit(header, [plan_matrix(row_major(2, 32), stack="encoder")])
+        settings = make_work_settings(self.root, schemes=[AFFINE_Q4])
+        for several, stack in ((False, ""), (True, "encoder")):
+            result = run_units([unit], replace(settings, has_several_stacks=several))
+            self.assertEqual(
+                [row["stack"] for row in (*result.matrix_rows, *result.quant_rows)], [stack] * 2
+            )
 
     def test_have_no_block_without_a_layer(self) -> None:
         for layer, block4 in ((-1, None), (0, 0), (3, 0), (4, 1), (11, 2)):

@@ -30,6 +30,7 @@ from tests.support.documents import (
 from tests.support.runs import temporary_folder
 
 reference = load_script("docs/generate_reference.py")
+checkpoints = load_script("docs/example_checkpoints.py")
 examples = load_script("docs/worked_examples.py")
 
 HAS_MLX = importlib.util.find_spec("mlx") is not None
@@ -140,7 +141,7 @@ class WorkedExamples(unittest.TestCase):
         }
 
     def assert_are_the_example_matrices(self, rows: dict[tuple[Any, ...], Any]) -> None:
-        expected = examples.example_matrices()
+        expected = checkpoints.example_matrices()
         self.assertEqual(set(rows), set(expected))
         for key, matrix in expected.items():
             row, values = rows[key], matrix.astype(np.float64)
@@ -153,21 +154,69 @@ class WorkedExamples(unittest.TestCase):
 
     def test_of_a_fused_tensor_gives_every_matrix(self) -> None:
         folder = temporary_folder(self)
-        examples.write_fused_checkpoint(folder / "model")
+        checkpoints.write_fused_checkpoint(folder / "model")
         rule = json.loads(self.json_block("fused_gate_up"))
         self.assert_are_the_example_matrices(self.measured(folder, [rule]))
 
     def test_of_transposed_banks_gives_every_matrix(self) -> None:
         folder = temporary_folder(self)
-        examples.write_transposed_checkpoint(folder / "model")
+        checkpoints.write_transposed_checkpoint(folder / "model")
         rules = json.loads(f"[{self.json_block('transposed_down')}]")
         self.assert_are_the_example_matrices(self.measured(folder, rules))
 
     def test_of_transposed_banks_is_refused_without_its_rules(self) -> None:
         folder = temporary_folder(self)
-        examples.write_transposed_checkpoint(folder / "model")
+        checkpoints.write_transposed_checkpoint(folder / "model")
         run = examples.init_example(folder / "runs", folder / "model", [])
         self.assertEqual(run_quietly("collect-data", "--run-dir", run), 4)
+
+    def test_of_unusual_names_gives_every_matrix_of_both_stacks(self) -> None:
+        folder = temporary_folder(self)
+        checkpoints.write_unusual_checkpoint(folder / "model")
+        rules = json.loads(f"[{self.json_block('reader_omega')}]")
+        self.assertEqual(len(rules), 4)
+        (block,) = [
+            block
+            for block in code_blocks(README.read_text(encoding="utf-8"), "json")
+            if block.startswith('"lookalikes"')
+        ]
+        parsing = json.loads(f"{{{block}}}")
+        run = examples.init_example(folder / "runs", folder / "model", rules, parsing["lookalikes"])
+        self.assertEqual(run_quietly("collect-data", "--run-dir", run), 0)
+        opened = open_run(run)
+        self.assertIs(opened.coverage["complete"], True)
+        self.assertEqual(
+            {item["kind"] for item in opened.coverage["lookalikes"]},
+            {"router"},
+        )
+        for stack in ("encoder", "decoder"):
+            rows = opened.matrix_stats[opened.matrix_stats["stack"] == stack]
+            self.assert_are_the_example_matrices(
+                {(row.layer, row.proj, row.expert_id): row for row in rows.itertuples()}
+            )
+
+    def test_of_unusual_names_ends_with_4_without_its_rules(self) -> None:
+        folder = temporary_folder(self)
+        checkpoints.write_unusual_checkpoint(folder / "model")
+        run = examples.init_example(folder / "runs", folder / "model", [])
+        self.assertEqual(run_quietly("collect-data", "--run-dir", run), 4)
+
+    def test_of_an_ambiguous_tensor_is_settled_by_either_rule_of_the_hint(self) -> None:
+        folder = temporary_folder(self)
+        checkpoints.write_ambiguous_checkpoint(folder / "model")
+        text = README.read_text(encoding="utf-8")
+        (block,) = [block for block in code_blocks(text, "text") if "refused (ambig" in block]
+        _, _, hint = block.partition("paste the right one into extract_rules: ")
+        texts = hint.strip().split(" or ")
+        self.assertEqual(len(texts), 2)
+        for number, rule in enumerate(map(json.loads, texts)):
+            run = examples.init_example(folder / str(number), folder / "model", [rule])
+            self.assertEqual(run_quietly("collect-data", "--run-dir", run), 0)
+            rows = open_run(run).matrix_stats
+            self.assertEqual(
+                dict(rows["extracted_via"].value_counts()),
+                {f"rule:{rule['name']}": 4, "preset:qwen3_vl_moe": 2},
+            )
 
     def json_block(self, rule_name: str) -> str:
         blocks = code_blocks(README.read_text(encoding="utf-8"), "json")
@@ -190,7 +239,7 @@ class Artifacts(unittest.TestCase):
             config={"hidden_size": 32, "moe_intermediate_size": 4, "num_experts": 2},
         )
         split = {"axis": "rows", "splits": [4, 4], "projs": ["gate_proj", "strange"]}
-        rule = {**examples.FUSED_RULE, "packed_split": split}
+        rule = {**checkpoints.FUSED_RULE, "packed_split": split}
         self.run_path = examples.init_example(folder / "runs", model, [rule])
 
     def written(self) -> set[str]:
@@ -240,7 +289,7 @@ def _expand(pattern: str) -> list[str]:
 class Snippets(unittest.TestCase):
     def test_run_as_they_stand(self) -> None:
         folder = temporary_folder(self)
-        examples.write_fused_checkpoint(folder / "model")
+        checkpoints.write_fused_checkpoint(folder / "model")
         run = examples.init_example(folder / "runs", folder / "model", [])
         self.assertEqual(run_quietly("collect-data", "--run-dir", run), 0)
         blocks = code_blocks(README.read_text(encoding="utf-8"), "python")

@@ -92,7 +92,7 @@ class ThreeAxes(FallbackCase):
             "experts.down_proj",
             (4, 8, 6),
             f"has another first axis than the experts of {KNOWN}",
-            HINT_3D,
+            "add a rule for it whose layout says which axis counts the experts",
         )
 
     def test_may_have_any_of_several_widths(self) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
 from tests.support.extraction import (
     UNKNOWN_DIMENSIONS,
+    fates_of,
     keys_of,
+    lookalikes_of,
     make_header,
     make_headers,
     messages_of,
@@ -48,7 +50,8 @@ class Architecture(unittest.TestCase):
             self.assertEqual(plan.in_scope, frozenset(expected) | set(reasons_of(plan)))
             for unit in plan.units:
                 (matrix,) = unit.matrices
-                self.assertEqual(matrix.derived_tensor, f"{unit.source.name}::{matrix.proj}")
+                name = unit.source.header.name
+                self.assertEqual(matrix.derived_tensor, f"{name}::{matrix.proj}")
                 self.assertEqual((matrix.view.rows, matrix.view.cols), unit.source.shape)
                 self.assertEqual((matrix.view.row_stride, matrix.view.col_stride)[1], 1)
 
@@ -119,21 +122,24 @@ class Qwen2Moe(unittest.TestCase):
         roles = {(m.expert_id, m.is_shared_expert, m.is_routed_expert) for m in plan.matrices}
         self.assertEqual(roles, {(-1, True, False), (1, False, True)})
 
-    def test_the_gate_of_the_shared_expert_is_no_gate_proj(self) -> None:
+    def test_the_gate_of_the_shared_expert_is_a_router_that_looks_like_an_expert(self) -> None:
         plan = plan_headers(make_headers(self.TENSORS), dimensions=DIMENSIONS)
-        self.assertEqual(
-            reasons_of(plan),
-            {f"{self.MLP}.shared_expert_gate.weight": "no_rule_match_or_proj_infer"},
-        )
+        self.assertEqual(lookalikes_of(plan), {f"{self.MLP}.shared_expert_gate.weight": "router"})
+        self.assertEqual(reasons_of(plan), {})
 
     def test_shared_experts_can_be_left_out(self) -> None:
         plan = plan_headers(
             make_headers(self.TENSORS), {"scan.include_shared_expert": False}, DIMENSIONS
         )
         name = f"{self.MLP}.experts.1.down_proj.weight"
+        gate = f"{self.MLP}.shared_expert_gate.weight"
         self.assertEqual(list(keys_of(plan)), [name])
-        self.assertEqual(plan.in_scope, frozenset({name}))
+        self.assertEqual(plan.in_scope, frozenset({name, gate}))
         self.assertEqual(plan.unmatched, ())
+        self.assertEqual(
+            {tensor for tensor, fate in fates_of(plan).items() if fate[0] == "excluded"},
+            set(self.TENSORS) - {name, gate, f"{self.MLP}.gate.weight"},
+        )
 
 
 class DeepSeekV3(unittest.TestCase):
@@ -161,28 +167,34 @@ class DeepSeekV3(unittest.TestCase):
         )
         self.assertEqual(plan.unmatched, ())
 
-    def test_in_float8_nothing_is_measured_and_it_is_said_once(self) -> None:
+    def test_in_float8_every_weight_is_measured_with_its_block_scale(self) -> None:
         headers = [
-            make_header(f"{name}{ending}", shape, code)
+            header
             for name, shape in self.WEIGHTS.items()
-            for ending, code in (("", "F8_E4M3"), ("_scale_inv", "F32"))
+            for header in (
+                make_header(name, shape, "F8_E4M3"),
+                make_header(f"{name}_scale_inv", (1, 1), "F32"),
+            )
         ]
+        plan = plan_headers(
+            headers, dimensions=DIMENSIONS, quantization={"weight_block_size": [128, 128]}
+        )
+        self.assertEqual(set(keys_of(plan)), set(self.WEIGHTS))
+        self.assertEqual({unit.source.encoding for unit in plan.units}, {"fp8"})
+        self.assertEqual((plan.unmatched, plan.findings), ((), ()))
+        self.assertEqual(plan.companions, {f"{name}_scale_inv": name for name in self.WEIGHTS})
+        self.assertEqual(plan.in_scope, set(self.WEIGHTS) | set(plan.companions))
+        self.assertEqual(plan.nbytes, sum(header.nbytes for header in headers))
+
+    def test_in_float8_without_scales_nothing_is_measured_and_both_names_are_said(self) -> None:
+        headers = [make_header(name, shape, "F8_E4M3") for name, shape in self.WEIGHTS.items()]
         plan = plan_headers(headers, dimensions=DIMENSIONS)
         self.assertEqual(plan.units, ())
-        self.assertEqual(
-            reasons_of(plan),
-            dict.fromkeys(self.WEIGHTS, "unknown_dtype")
-            | {f"{name}_scale_inv": "side_tensor" for name in self.WEIGHTS},
-        )
-        self.assertEqual(
-            messages_of(plan),
-            [
-                (
-                    "[read] refused (unknown_dtype): dtype F8_E4M3 is not decoded: 3 tensors "
-                    f"({', '.join(self.WEIGHTS)})"
-                )
-            ],
-        )
+        self.assertEqual(reasons_of(plan), dict.fromkeys(self.WEIGHTS, "missing_companion"))
+        for name, message in zip(self.WEIGHTS, messages_of(plan), strict=True):
+            self.assertIn("[read] refused (missing_companion): weights", message)
+            self.assertIn(name, message)
+            self.assertIn(f"{name}_scale_inv", message)
         self.assertTrue(plan.measures_nothing_but_refused)
 
 
@@ -193,19 +205,25 @@ class MlxBanks(unittest.TestCase):
         self.assertEqual(keys_of(plan), {name: [(2, 0, "up_proj"), (2, 1, "up_proj")]})
         self.assertEqual([unit.layout_evidence for unit in plan.units], ["config"])
 
-    def test_the_scales_and_biases_of_a_quantised_bank_are_no_weights(self) -> None:
+    def test_the_scales_and_biases_of_a_quantised_bank_explain_its_codes(self) -> None:
         bank = "model.layers.2.mlp.switch_mlp.up_proj"
-        plan = plan_headers(
-            [
-                make_header(f"{bank}.weight", (2, 6, 1), "U32"),
-                make_header(f"{bank}.scales", (2, *GATE)),
-                make_header(f"{bank}.biases", (2, *GATE)),
-            ]
-        )
+        headers = [
+            make_header(f"{bank}.weight", (2, 6, 8), "U32"),
+            make_header(f"{bank}.scales", (2, 6, 2)),
+            make_header(f"{bank}.biases", (2, 6, 2)),
+        ]
+        plan = plan_headers(headers, quantization={"bits": 4, "group_size": 32})
+        (unit,) = plan.units
+        self.assertEqual((unit.source.encoding, unit.source.shape), ("mlx_affine", (2, 6, 64)))
+        self.assertEqual(plan.unmatched, ())
+        self.assertEqual(plan.nbytes, sum(header.nbytes for header in headers))
+
+    def test_scales_and_biases_without_codes_are_side_tensors(self) -> None:
+        bank = "model.layers.2.mlp.switch_mlp.up_proj"
+        names = [f"{bank}.scales", f"{bank}.biases"]
+        plan = plan_headers(make_headers(dict.fromkeys(names, (2, *GATE))))
         self.assertEqual(plan.units, ())
-        self.assertEqual(
-            reasons_of(plan), {f"{bank}.scales": "side_tensor", f"{bank}.biases": "side_tensor"}
-        )
+        self.assertEqual(reasons_of(plan), dict.fromkeys(names, "side_tensor"))
 
 
 class Banks(unittest.TestCase):
@@ -230,7 +248,6 @@ class NeverWeights(unittest.TestCase):
     def test_side_tensors_of_an_expert(self) -> None:
         expert = "model.layers.0.mlp.experts.0.down_proj"
         for ending in (
-            "bias",
             "biases",
             "scales",
             "weight_scale",
@@ -241,6 +258,20 @@ class NeverWeights(unittest.TestCase):
             "weight_zero_point",
             "zero",
             "weight.absmax",
+        ):
+            with self.subTest(ending=ending):
+                name = f"{expert}.{ending}"
+                self.assertEqual(reasons_of(plan_one(name, DOWN)), {name: "side_tensor"})
+
+    def test_a_bias_of_an_expert_is_a_look_alike(self) -> None:
+        for word in ("0.down_proj.bias", "down_proj_bias", "gate_up_proj_bias"):
+            name = f"model.layers.0.mlp.experts.{word}"
+            plan = plan_one(name, DOWN)
+            self.assertEqual(lookalikes_of(plan), {name: "expert_bias"})
+            self.assertEqual((plan.units, plan.unmatched), ((), ()))
+
+    def test_factors_of_an_adapter_are_look_alikes(self) -> None:
+        for ending in (
             "lora_A.weight",
             "lora_B.default.weight",
             "lora_down.weight",
@@ -249,24 +280,24 @@ class NeverWeights(unittest.TestCase):
             "hada_w1_a",
             "lokr_w2",
         ):
-            with self.subTest(ending=ending):
-                name = f"{expert}.{ending}"
-                self.assertEqual(reasons_of(plan_one(name, DOWN)), {name: "side_tensor"})
+            name = f"model.layers.0.mlp.experts.0.down_proj.{ending}"
+            plan = plan_one(name, DOWN)
+            self.assertEqual(lookalikes_of(plan), {name: "adapter"})
+            self.assertEqual((plan.units, plan.unmatched), ((), ()))
 
-    def test_side_tensors_of_a_bank(self) -> None:
-        for word in ("down_proj_bias", "down_proj_scales", "gate_up_proj_bias"):
-            with self.subTest(word=word):
-                name = f"model.layers.0.mlp.experts.{word}"
-                self.assertEqual(reasons_of(plan_one(name, DOWN)), {name: "side_tensor"})
+    def test_the_scales_of_a_bank_without_codes_are_side_tensors(self) -> None:
+        name = "model.layers.0.mlp.experts.down_proj_scales"
+        self.assertEqual(reasons_of(plan_one(name, DOWN)), {name: "side_tensor"})
 
     def test_a_weight_under_an_adapter_is_still_a_weight(self) -> None:
         name = "base_model.model.layers.0.mlp.experts.0.down_proj.base_layer.weight"
         self.assertEqual(keys_of(plan_one(name, DOWN)), {name: [(0, 0, "down_proj")]})
 
-    def test_a_router_inside_the_experts(self) -> None:
+    def test_a_router_inside_the_experts_is_a_look_alike(self) -> None:
         name = "model.layers.0.mlp.experts.gate.weight"
         plan = plan_one(name, (2, HIDDEN))
-        self.assertEqual(reasons_of(plan), {name: "no_rule_match_or_proj_infer"})
+        self.assertEqual(lookalikes_of(plan), {name: "router"})
+        self.assertEqual((plan.units, plan.unmatched), ((), ()))
 
     def test_a_router_when_everything_is_looked_at(self) -> None:
         tensors: dict[str, Sequence[int]] = {

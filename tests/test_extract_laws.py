@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
+from moe_weights.decode.stored_tensor import StoredTensor
 from moe_weights.extract.layout import BankView, Layout, MatrixView
 from moe_weights.extract.packed_split import split_along_axis, split_bounds
 from moe_weights.extract.plan import ExtractionPlan
@@ -152,7 +153,8 @@ class SplitLaws(unittest.TestCase):
                 view.lengths[position], data.draw(split_sizes(view.lengths[position]))
             )
             parts = [
-                read_bank(stored.memory, view.part(axis, start, stop)) for start, stop in bounds
+                read_bank(stored.memory, view.part(axis, start, stop - start))
+                for start, stop in bounds
             ]
             np.testing.assert_array_equal(np.concatenate(parts, axis=position), stored.bank)
 
@@ -250,13 +252,14 @@ def placeless(plan: ExtractionPlan) -> tuple[object, ...]:
     """Everything that a plan says, apart from files and offsets."""
 
     def unit_key(unit: WorkUnit) -> tuple[str, int]:
-        return (unit.source.name, unit.start)
+        return (unit.source.header.name, unit.start)
+
+    def placeless_source(unit: WorkUnit) -> StoredTensor:
+        header = replace(unit.source.header, file="", offset=0)
+        return replace(unit.source, header=header)
 
     return (
-        [
-            replace(unit, source=replace(unit.source, file="", offset=0))
-            for unit in sorted(plan.units, key=unit_key)
-        ],
+        [replace(unit, source=placeless_source(unit)) for unit in sorted(plan.units, key=unit_key)],
         [
             replace(tensor, header=replace(tensor.header, file="", offset=0))
             for tensor in plan.unmatched
@@ -265,6 +268,9 @@ def placeless(plan: ExtractionPlan) -> tuple[object, ...]:
         plan.rule_extracted,
         plan.fallback_extracted,
         plan.in_scope,
+        [replace(account, file="") for account in plan.accounts],
+        plan.coverage.entries,
+        plan.coverage.complete,
     )
 
 
@@ -289,5 +295,7 @@ class PlanLaws(unittest.TestCase):
     @given(st.permutations(list(_NAMES)), st.integers(1, 3))
     def test_units_stand_in_the_order_of_the_disk(self, names: list[str], n: int) -> None:
         plan = plan_headers(make_headers({name: _NAMES[name] for name in names}, n_shards=n))
-        places = [(unit.source.file, unit.source.offset, unit.start) for unit in plan.units]
+        places = [
+            (unit.source.header.file, unit.source.header.offset, unit.start) for unit in plan.units
+        ]
         self.assertEqual(places, sorted(places))

@@ -24,17 +24,43 @@ class Dtypes(unittest.TestCase):
     def test_sixteen_to_sixty_four_bit_floats_are_measured(self) -> None:
         for code, width in (("BF16", 2), ("F16", 2), ("F32", 4), ("F64", 8)):
             (unit,) = plan_one(UP, (4, 6), dtype_code=code).units
-            self.assertEqual((unit.encoding, unit.bytes_per_element), ("plain", width))
+            self.assertEqual(unit.source.encoding, "plain")
             self.assertEqual(unit.nbytes, 24 * width)
 
-    def test_integers_booleans_and_complex_numbers_are_inventoried_only(self) -> None:
+    def test_integers_that_no_encoding_claims_are_refused_as_codes_without_their_scales(
+        self,
+    ) -> None:
         for code in ("U8", "I8", "U32", "I32", "I64", "BOOL", "C64"):
             plan = plan_one(UP, (4, 6), dtype_code=code)
-            self.assertEqual((plan.units, plan.unmatched, plan.findings), ((), (), ()))
+            self.assertEqual(plan.units, ())
+            self.assertEqual(reasons_of(plan), {UP: "missing_companion"})
+            self.assertIn("[read] refused (missing_companion): ", messages_of(plan)[0])
+            self.assertTrue(plan.measures_nothing_but_refused)
             self.assertEqual(plan.in_scope, {UP})
 
-    def test_small_floats_are_refused_as_weights_that_stay_hidden(self) -> None:
-        for code in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E8M0", "F6_E2M3", "F4"):
+    def test_vectors_of_integers_describe_something_else(self) -> None:
+        for code in ("I64", "U8", "BOOL"):
+            name = "layers.0.experts.0.up_proj.weight_shape"
+            plan = plan_one(name, (2,), dtype_code=code)
+            self.assertEqual(reasons_of(plan), {name: "side_tensor"})
+            self.assertEqual(plan.findings, ())
+            ids = "layers.0.experts.hot_ids"
+            self.assertEqual(reasons_of(plan_one(ids, (2,), dtype_code=code)), {ids: "side_tensor"})
+
+    def test_small_floats_without_a_scale_are_refused_with_the_names_looked_for(self) -> None:
+        for code in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F4"):
+            plan = plan_one(UP, (4, 6), dtype_code=code)
+            self.assertEqual(reasons_of(plan), {UP: "missing_companion"})
+            (message,) = messages_of(plan)
+            self.assertTrue(message.startswith("[read] refused (missing_companion): "), message)
+            self.assertIn(f"weights {UP} {code} [4, 6]", message)
+            self.assertIn(f"looked for {UP}_scale", message)
+            self.assertTrue(plan.measures_nothing_but_refused)
+
+    def test_small_floats_of_no_known_encoding_are_refused_as_weights_that_stay_hidden(
+        self,
+    ) -> None:
+        for code in ("F8_E8M0", "F6_E2M3", "F6_E3M2"):
             plan = plan_one(UP, (4, 6), dtype_code=code)
             self.assertEqual(reasons_of(plan), {UP: "unknown_dtype"})
             self.assertEqual(
@@ -103,6 +129,14 @@ class Scope(unittest.TestCase):
         self.assertEqual(plan.in_scope, set(names))
         self.assertEqual(set(keys_of(plan)), set(names) - {"layers.0.mlp.norm"})
         self.assertEqual(plan.unmatched, ())
+
+    def test_of_integers_beside_experts_is_the_same(self) -> None:
+        header = make_header("model.position_ids", (1, 8), "I64")
+        plan = plan_headers([header])
+        self.assertEqual((plan.in_scope, plan.accounts, plan.findings), (set(), (), ()))
+        plan = plan_headers([header], EVERYTHING)
+        self.assertEqual(plan.in_scope, {header.name})
+        self.assertEqual((plan.accounts, plan.findings), ((), ()))
 
     def test_holds_what_a_rule_with_experts_takes_whatever_its_name(self) -> None:
         bank = make_rule(r"ffn\.bank", expert=0, rows=1, cols=2, proj_group=None)
@@ -186,18 +220,18 @@ class Findings(unittest.TestCase):
 
     def test_refusals_of_one_cause_are_one_line_and_of_two_causes_two(self) -> None:
         headers = [
-            make_header("experts.0.up_proj", (4, 6), "F8_E4M3"),
-            make_header("experts.1.up_proj", (4, 6), "F8_E5M2"),
-            make_header("experts.2.up_proj", (4, 6), "F8_E4M3"),
+            make_header("experts.0.up_proj", (4, 6), "F6_E2M3"),
+            make_header("experts.1.up_proj", (4, 6), "F6_E3M2"),
+            make_header("experts.2.up_proj", (4, 6), "F6_E2M3"),
         ]
         self.assertEqual(
             messages_of(plan_headers(headers)),
             [
                 (
-                    "[read] refused (unknown_dtype): dtype F8_E4M3 is not decoded: 2 tensors "
+                    "[read] refused (unknown_dtype): dtype F6_E2M3 is not decoded: 2 tensors "
                     "(experts.0.up_proj, experts.2.up_proj)"
                 ),
-                "[read] refused (unknown_dtype): dtype F8_E5M2 is not decoded: experts.1.up_proj",
+                "[read] refused (unknown_dtype): dtype F6_E3M2 is not decoded: experts.1.up_proj",
             ],
         )
 
@@ -226,7 +260,7 @@ class WholePlan(unittest.TestCase):
         headers = [make_header(UP, (4, 6), file=f"{shard}.safetensors") for shard in "ba"]
         plan = plan_headers(headers)
         self.assertEqual(
-            [unit.source.file for unit in plan.units], ["a.safetensors", "b.safetensors"]
+            [unit.source.header.file for unit in plan.units], ["a.safetensors", "b.safetensors"]
         )
 
     def test_of_nothing_is_empty_and_refuses_nothing(self) -> None:

@@ -36,8 +36,11 @@ class Findings(unittest.TestCase):
     def test_have_kinds_from_a_closed_list(self) -> None:
         self.assertEqual(
             [str(kind) for kind in FindingKind],
-            ["config", "meta", "index", "scan", "read", "extract", "proj", "quant_sim", "weights"],
-        )
+            [
+                "config", "meta", "index", "scan", "read", "extract", "proj", "quant_sim",
+                "weights", "coverage",
+            ],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Pieces(OpenRun):
         stem = self.path / "data" / "matrix_stats"
         for piece, message in (
             (lambda: run.health, f"{logs}/run_health.json does not exist; {first}"),
+            (lambda: run.coverage, f"{logs}/coverage.json does not exist; {first}"),
             (lambda: run.manifest, f"{logs}/write_manifest.json does not exist; {first}"),
             (lambda: run.warnings, f"{logs}/write_manifest.json does not exist; {first}"),
             (
@@ -90,6 +91,19 @@ class Pieces(OpenRun):
             with self.assertRaises(CheckpointError) as caught:
                 piece()
             self.assertEqual(str(caught.exception), message)
+
+    def test_hold_the_ledger_also_of_a_run_that_was_refused(self) -> None:
+        ledger = {"complete": False, "unaccounted": []}
+        write_json_atomic(self.run_directory.log_path("coverage.json"), ledger)
+        failure = {"error": {"type": "ExtractionError", "message": "not complete"}}
+        write_json_atomic(self.run_directory.log_path("run_failure.json"), failure)
+        run = open_run(self.path)
+        self.assertEqual(run.coverage, ledger)
+        self.assertIn(
+            "  status    collect_data failed: ExtractionError: not complete\n"
+            "  coverage  INCOMPLETE\n",
+            repr(run),
+        )
 
     def test_that_were_not_dumped_are_no_empty_frame(self) -> None:
         self.collect()
@@ -176,6 +190,20 @@ class Representation(OpenRun):
             "  tables    none yet\n"
             f"  look at   nothing yet: run collect_data --run-dir {self.path}",
         )
+
+    def test_says_whether_every_declared_expert_is_there(self) -> None:
+        self.collect()
+        path = self.run_directory.log_path("coverage.json")
+        for complete, verdict, look_at in (
+            (True, "complete", "run.matrix_stats; "),
+            (False, "INCOMPLETE", "run.coverage, run.matrix_stats; "),
+            (None, "unknown: config.json declares no experts", "run.matrix_stats; "),
+        ):
+            with self.subTest(complete=complete):
+                write_json_atomic(path, {"complete": complete})
+                text = repr(open_run(self.path))
+                self.assertIn(f"Z\n  coverage  {verdict}\n  rows", text)
+                self.assertIn(f"  look at   {look_at}run.tables", text)
 
     def test_of_a_complete_run_gives_counts_and_where_to_look(self) -> None:
         self.collect()

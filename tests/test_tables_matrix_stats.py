@@ -28,7 +28,7 @@ class Columns(unittest.TestCase):
             ", ".join(matrix_stats_schema(METRICS).column_names),
             "file, source_tensor, derived_tensor, layer, block4, proj, expert_id, "
             "is_routed_expert, is_shared_expert, rows, cols, dtype, mean, n_zero, "
-            "extracted_via, encoding, layout_evidence",
+            "stack, extracted_via, encoding, layout_evidence",
         )
 
     def test_are_all_there_with_no_rows(self) -> None:

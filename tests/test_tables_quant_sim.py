@@ -24,7 +24,7 @@ class Columns(unittest.TestCase):
             "file, source_tensor, derived_tensor, layer, block4, proj, expert_id, "
             "is_shared_expert, rows, cols, scheme, mode, bits, group_size, w_rel_fro, w_rel_max, "
             "scale_mean, scale_max, bias_mean, bias_max, error, scale_abs_max, backend, "
-            "quant_dtype, extracted_via, encoding, layout_evidence",
+            "quant_dtype, stack, extracted_via, encoding, layout_evidence",
         )
 
     def test_are_all_there_with_no_rows(self) -> None:

@@ -4,6 +4,7 @@ import unittest
 
 from moe_weights.columns import TableSchema
 from moe_weights.findings import Finding, FindingKind
+from moe_weights.tables.coverage import COVERAGE_SCHEMA
 from moe_weights.tables.projection_report import PROJECTION_REPORT_SCHEMA
 from moe_weights.tables.tensor_inventory import tensor_inventory_schema
 from moe_weights.tables.unmatched_tensors import UNMATCHED_TENSORS_SCHEMA
@@ -17,9 +18,9 @@ def header(schema: TableSchema) -> str:
 class DeclaredHeaders(unittest.TestCase):
     def test_of_the_inventory_name_the_index_only_in_index_mode(self) -> None:
         base = "file, tensor_name, dtype, shape, ndim, nbytes"
-        self.assertEqual(header(tensor_inventory_schema(index_mode=False)), base)
+        self.assertEqual(header(tensor_inventory_schema(index_mode=False)), base + ", role")
         self.assertEqual(
-            header(tensor_inventory_schema(index_mode=True)), base + ", in_index, index_shard"
+            header(tensor_inventory_schema(index_mode=True)), base + ", in_index, index_shard, role"
         )
 
     def test_of_the_other_logs_and_tables(self) -> None:
@@ -33,6 +34,13 @@ class DeclaredHeaders(unittest.TestCase):
             "example_source_tensor, example_derived_tensor, suggested_proj, suggested_match",
         )
 
+    def test_of_the_ledger_begin_with_the_stack(self) -> None:
+        self.assertEqual(
+            header(COVERAGE_SCHEMA),
+            "stack, layer, proj, expected_experts, found_experts, expected_shape, found_shape, "
+            "status",
+        )
+
     def test_have_meanings(self) -> None:
         for schema in (
             tensor_inventory_schema(index_mode=True),
@@ -43,6 +51,14 @@ class DeclaredHeaders(unittest.TestCase):
             for column in schema.columns:
                 self.assertTrue(column.meaning)
                 self.assertEqual(bool(column.unit), column.dtype in {"int64", "list<int64>"})
+
+    def test_of_the_ledger_have_meanings_and_ids_no_unit(self) -> None:
+        for column in COVERAGE_SCHEMA.columns:
+            self.assertTrue(column.meaning)
+            self.assertEqual(
+                bool(column.unit),
+                column.name != "layer" and column.dtype in {"int64", "list<int64>"},
+            )
 
 
 class WarningRows(unittest.TestCase):

@@ -312,6 +312,12 @@ class Keys(unittest.TestCase):
         self.assertTrue(has_several_stacks([one, other]))
         self.assertFalse(has_several_stacks([one, one, pd.DataFrame()]))
 
+    def test_take_an_empty_stack_and_none_for_the_same(self) -> None:
+        # CSV has one form for both, and one of the two tables may have fallen back to it.
+        frames = [pd.DataFrame({"stack": [stack]}) for stack in ("", None, float("nan"))]
+        self.assertFalse(has_several_stacks(frames))
+        self.assertTrue(has_several_stacks([*frames, pd.DataFrame({"stack": ["mtp"]})]))
+
 
 if __name__ == "__main__":
     unittest.main()

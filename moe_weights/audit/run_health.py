@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.audit.clock import utc_now_text
+from moe_weights.audit.coverage_ledger import coverage_summary
 from moe_weights.audit.index_report import IndexReport
 from moe_weights.audit.run_context import index_path_text
 from moe_weights.checkpoint.locate import CheckpointFiles
@@ -46,6 +47,7 @@ def run_health_json(
     config_used: dict[str, JsonValue],
     files: CheckpointFiles,
     n_tensors: int,
+    preset: str | None,
     plan: ExtractionPlan,
     report: IndexReport | None,
     outputs: OutputCounts,
@@ -59,6 +61,7 @@ def run_health_json(
         config_used: The same with all defaults and overrides, as JSON.
         files: What was scanned.
         n_tensors: Tensors in the scanned shards.
+        preset: Name of the preset in use, or None.
         plan: What was extracted and what was not.
         report: The index held against the headers; None when no index was used.
         outputs: What was written.
@@ -75,10 +78,13 @@ def run_health_json(
         "scan_summary": {"files_scanned": len(files.files), "tensors_observed": n_tensors},
         "extraction_summary": {
             "extracted_by_rule": len(plan.rule_extracted),
+            "extracted_by_preset": len(plan.preset_extracted),
             "extracted_by_fallback": len(plan.fallback_extracted),
             "unmatched_expertish": len(expertish),
             "fallback_after_packed_split": list(plan.fallback_after_packed_split),
         },
+        "preset": preset,
+        "coverage": coverage_summary(plan.coverage),
         "outputs_written": {
             "format": config.output.format,
             "tensor_inventory_rows": rows.get("tensor_inventory", 0),
@@ -104,6 +110,7 @@ def run_health_json(
         },
         "tensor_name_examples": {
             "rule_extracted": _some_distinct(plan.rule_extracted),
+            "preset_extracted": _some_distinct(plan.preset_extracted),
             "fallback_extracted": _some_distinct(plan.fallback_extracted),
             "unmatched_expertish": _some_distinct([item.header.name for item in expertish]),
         },

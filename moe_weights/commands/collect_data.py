@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_weights.atomic_files import JsonValue, RunLock
+from moe_weights.atomic_files import JsonValue, RunLock, check_writable
 from moe_weights.audit.failure import write_failure
 from moe_weights.audit.run_context import ModelPathSource, run_context_json
 from moe_weights.audit.run_health import OutputCounts, run_health_json
@@ -29,6 +29,7 @@ from moe_weights.commands.console import Reporter
 from moe_weights.commands.measuring import measure_units
 from moe_weights.commands.parts import PartStore, run_fingerprint
 from moe_weights.commands.plan_report import print_plan
+from moe_weights.commands.refusals import refuse_by_plan
 from moe_weights.commands.survey import Survey, survey_checkpoint
 from moe_weights.commands.work import UnitResult, WorkSettings
 from moe_weights.config.load import LoadedConfig, effective_config_json, load_config
@@ -80,9 +81,10 @@ def collect_data(options: CollectOptions) -> int:
     if options.plan_only:
         return _plan_only(run, options, reporter)
     with RunLock(run.lock_path):
+        check_writable([run.path / folder for folder in ("cache", "data", "logs", "tables")])
         try:
             _collect(run, manifest, options, reporter, started)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             # Not to swallow anything: the failure is recorded and goes on as it is.
             with contextlib.suppress(OutputError):
                 write_failure(
@@ -90,7 +92,7 @@ def collect_data(options: CollectOptions) -> int:
                     run,
                     manifest,
                     error,
-                    with_traceback=not isinstance(error, MoeWeightsError),
+                    with_traceback=not isinstance(error, MoeWeightsError | KeyboardInterrupt),
                 )
             raise
     return int(ExitCode.OK)
@@ -107,7 +109,7 @@ def _plan_only(run: RunDirectory, options: CollectOptions, reporter: Reporter) -
     loaded = load_config(run.config_path, model_path_override=options.model_path)
     survey = survey_checkpoint(loaded)
     print_plan(survey, reporter)
-    _refuse(survey)
+    refuse_by_plan(survey, loaded.config)
     return int(ExitCode.OK)
 
 
@@ -124,7 +126,7 @@ def _collect(
     say_survey(survey, reporter)
     writer = ArtifactWriter(run=run, config=config, reporter=reporter)
     try:
-        _refuse(survey)
+        refuse_by_plan(survey, loaded.config)
     except ExtractionError:
         writer.withdraw_success()
         writer.remove_measured_tables()
@@ -139,6 +141,7 @@ def _collect(
         sample_folder=run.sampled_indices_path,
         schemes=schemes,
         device=config.mlx.device,
+        has_several_stacks=survey.plan.has_several_stacks,
     )
     effective = effective_config_json(loaded)
     store = _open_store(run, survey, effective, schemes, reporter)
@@ -183,31 +186,14 @@ def _collect(
             config_used=effective,
             files=survey.files,
             n_tensors=len(survey.headers),
+            preset=survey.preset,
             plan=survey.plan,
             report=survey.report,
             outputs=OutputCounts(rows=writer.rows, wrote_index_report=survey.report is not None),
         ),
     )
     store.discard()
-    say_summary(writer, findings, duration)
-
-
-def _refuse(survey: Survey) -> None:
-    """End the run where the plan already says that it must not go on.
-
-    Raises:
-        PackedSplitError: a packed split fails and the config is strict about it.
-        ExtractionError: everything that looks like an expert was refused.
-    """
-    plan = survey.plan
-    plan.raise_strict_errors()
-    if plan.measures_nothing_but_refused:
-        refused = [tensor.header.name for tensor in plan.unmatched if tensor.is_refused]
-        raise ExtractionError(
-            f"nothing can be measured for certain: {len(refused)} tensors that look like experts "
-            f"were refused, for example {refused[0]}; the warnings and the unmatched tensors say "
-            "why; add extract_rules for them"
-        )
+    say_summary(writer, survey, findings, duration)
 
 
 def _usable_schemes(loaded: LoadedConfig) -> tuple[tuple[SchemeSpec, ...], list[Finding]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moe_weights.audit.coverage_ledger import coverage_line
 from moe_weights.checkpoint.locate import index_ignored_line
 from moe_weights.checkpoint.model_config import console_line
 from moe_weights.commands.collected_artifacts import ArtifactWriter
@@ -22,6 +23,8 @@ def say_survey(survey: Survey, reporter: Reporter) -> None:
         line = console_line(survey.model_config)
         if line:
             reporter.line(line)
+    if survey.preset is not None:
+        reporter.say("collect", f"preset: {survey.preset}")
     reporter.say(
         "collect",
         f"{len(survey.headers)} tensors in {len(files.files)} files ({files.scan_mode} mode); "
@@ -30,15 +33,23 @@ def say_survey(survey: Survey, reporter: Reporter) -> None:
     )
 
 
-def say_summary(writer: ArtifactWriter, findings: Sequence[Finding], duration: float) -> None:
+def say_summary(
+    writer: ArtifactWriter, survey: Survey, findings: Sequence[Finding], duration: float
+) -> None:
     """Say what was written, what deserves a look and what comes next.
 
     Args:
         writer: Knows what was written.
+        survey: Knows what was expected and found.
         findings: All warnings of the run.
         duration: Wall time of the command, seconds.
     """
     reporter, rows = writer.reporter, writer.rows
+    coverage = survey.plan.coverage
+    if coverage.complete is False:
+        reporter.warn(f"[warn] {coverage_line(coverage)}; see logs/coverage.json")
+    else:
+        reporter.say("collect", coverage_line(coverage))
     reporter.say("collect", f"finished in {duration:.1f} s: {writer.run.path}")
     for name in ("tensor_inventory", "matrix_stats", "quant_sim", "unmatched_tensors"):
         if name in rows:

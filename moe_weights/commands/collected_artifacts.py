@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from moe_weights.atomic_files import JsonValue, remove_file, write_json_atomic
+from moe_weights.audit.coverage_ledger import coverage_json
 from moe_weights.audit.index_report import index_report_json
 from moe_weights.audit.projection_report import (
     empty_alias_finding,
@@ -25,8 +26,10 @@ from moe_weights.commands.survey import Survey
 from moe_weights.config.schema import AnalysisConfig
 from moe_weights.errors import OutputError
 from moe_weights.extract.projections import ProjectionAliases
+from moe_weights.extract.role_assignment import RoleAssignment
 from moe_weights.findings import Finding
 from moe_weights.run_directory import RunDirectory
+from moe_weights.tables.coverage import coverage_table
 from moe_weights.tables.tensor_inventory import tensor_inventory_schema
 from moe_weights.tables.unmatched_tensors import UNMATCHED_TENSORS_SCHEMA
 from moe_weights.tables.warnings import warnings_table
@@ -73,12 +76,13 @@ class ArtifactWriter:
             remove_file(path)
 
     def write_header_tables(self, survey: Survey) -> None:
-        """Write what headers alone tell: the inventory and the unmatched tensors."""
+        """Write what headers alone tell: inventory, unmatched tensors, coverage."""
         self._table(_inventory_table(survey, self.config), "data")
         if self.config.debug.dump_unmatched_tensors:
             self._table(_unmatched_table(survey), "data")
         else:
             remove_table(self.run.data_path("unmatched_tensors"))
+        self._table(coverage_table(survey.plan.coverage), "data")
 
     def write_measured_tables(self, matrix_stats: Table, quant_sim: Table) -> None:
         """Write the two tables made from weights."""
@@ -122,6 +126,7 @@ class ArtifactWriter:
         raw, budget = _model_config_logs(survey.model_config)
         self._json_or_none("model_config.raw.json", raw)
         self._json_or_none("model_shape_budget.json", budget)
+        self._json_or_none("coverage.json", coverage_json(survey.plan.coverage))
 
     def write_success(
         self, run_context: dict[str, JsonValue], run_health: dict[str, JsonValue]
@@ -190,9 +195,11 @@ def _inventory_table(survey: Survey, config: AnalysisConfig) -> Table:
     index = survey.files.index.index
     is_index_mode = survey.report is not None
     everything = config.scan.inventory_all_tensors
+    in_scope = survey.plan.in_scope
+    roles = RoleAssignment(survey.plan)
     rows: list[Row] = []
     for header in survey.headers:
-        if not everything and header.name not in survey.plan.in_scope:
+        if not everything and header.name not in in_scope:
             continue
         row: dict[str, object] = {
             "file": header.file,
@@ -201,6 +208,7 @@ def _inventory_table(survey: Survey, config: AnalysisConfig) -> Table:
             "shape": header.shape,
             "ndim": header.ndim,
             "nbytes": header.nbytes,
+            "role": str(roles.role(header.name)),
         }
         if is_index_mode and index is not None:
             shard = index.weight_map.get(header.name)

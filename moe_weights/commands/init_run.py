@@ -13,8 +13,10 @@ from moe_weights.atomic_files import (
     write_text_atomic,
 )
 from moe_weights.audit.clock import utc_now_text
+from moe_weights.checkpoint.model_config import load_model_config
 from moe_weights.commands.console import Reporter
 from moe_weights.config.json_schema import analysis_config_json_schema
+from moe_weights.config.preset import choose_preset
 from moe_weights.config.template import template_config
 from moe_weights.errors import ExitCode, OutputError, UsageError
 from moe_weights.run_directory import INIT_FOLDERS, RunDirectory
@@ -78,9 +80,30 @@ def _write_config(run: RunDirectory, model_path: str, reporter: Reporter) -> Non
     if model_path and not Path(model_path).exists():
         reporter.warn(f"[warn] model_path does not exist yet: {model_path}")
     # The template's own key order is the order in which a person reads it.
-    text = json.dumps(template_config(model_path), indent=2, ensure_ascii=False) + "\n"
+    template = template_config(model_path)
+    preset = _find_preset(model_path, reporter) if model_path else None
+    if preset is not None:
+        template["parsing"]["preset"] = preset  # type: ignore[index] # an object
+    text = json.dumps(template, indent=2, ensure_ascii=False) + "\n"
     write_text_atomic(run.config_path, text)
     reporter.say("init_run", f"wrote config template to {run.config_path}")
+
+
+def _find_preset(model_path: str, reporter: Reporter) -> str | None:
+    path = Path(model_path)
+    config = load_model_config(path if path.is_dir() else path.parent, None).config
+    preset = choose_preset("auto", config.raw) if config is not None else None
+    if preset is not None:
+        reporter.say("init_run", f"preset: {preset.name} ({', '.join(preset.model_types)})")
+        return preset.name
+    model_type = config.raw.get("model_type") if config is not None else None
+    reporter.say(
+        "init_run",
+        f"no preset for model_type {model_type}; generic rules apply"
+        if model_type
+        else "no config.json says what architecture this is; generic rules apply",
+    )
+    return None
 
 
 def _manifest(run: RunDirectory, model_id: str, run_name: str) -> dict[str, JsonValue]:
@@ -134,11 +157,11 @@ def _check_relative(option: str, text: str) -> None:
         or text.startswith("/")
         or "\\" in text
         or _DRIVE.match(text)
-        or "\0" in text
+        or any(not character.isprintable() for character in text)
         or ".." in parts
         or parts == (".",)
     ):
         raise UsageError(
             f"{option} {text!r} is not a relative path below --root; use names joined by /, "
-            "without .., drive letters or backslashes"
+            "without .., drive letters, backslashes or control characters"
         )

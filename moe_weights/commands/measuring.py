@@ -40,7 +40,7 @@ def measure_units(
     """
     batches = batch_units(units)
     results: dict[int, UnitResult] = {}
-    left_in_file = Counter(unit.source.file for unit in units)
+    left_in_file = Counter(unit.source.header.file for unit in units)
     total_files = len(left_in_file)
     progress = ReadingProgress(
         reporter,
@@ -51,7 +51,7 @@ def measure_units(
 
     def count(batch: Sequence[WorkUnit]) -> int:
         for unit in batch:
-            left_in_file[unit.source.file] -= 1
+            left_in_file[unit.source.header.file] -= 1
         return sum(not left for left in left_in_file.values())
 
     with progress:

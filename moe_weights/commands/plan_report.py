@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from moe_weights.audit.coverage_ledger import coverage_line
 from moe_weights.checkpoint.dtype_codes import dtype_name
 from moe_weights.commands.console import Reporter, format_bytes, printable
 from moe_weights.commands.survey import Survey
@@ -17,7 +18,8 @@ from moe_weights.tables.keys import sort_rank
 
 _SHOWN_UNMATCHED = 20
 _HEADINGS = (
-    "projection", "layers", "experts", "matrices", "R", "C", "dtype", "matched by", "evidence"
+    "stack", "projection", "layers", "experts", "matrices", "R", "C", "dtype", "encoding",
+    "matched by", "evidence"
 )  # fmt: skip
 _NUMERIC = frozenset({"matrices", "R", "C"})
 
@@ -30,6 +32,7 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
         "collect",
         f"{len(files.files)} files ({files.scan_mode} mode), {len(survey.headers)} tensors",
     )
+    reporter.say("collect", f"preset: {survey.preset or 'none'}")
     reporter.table(_matched_table(plan))
     if plan.unmatched:
         reporter.table(_unmatched_table(plan))
@@ -37,6 +40,7 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
         reporter.line(f"[warn] {finding.message}")
         if finding.hint:
             reporter.line(f"       hint: {finding.hint}")
+    reporter.say("collect", coverage_line(plan.coverage))
     n_matrices = sum(len(unit.matrices) for unit in plan.units)
     reporter.say(
         "collect",
@@ -49,22 +53,26 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
 class _Kind:
     """Matrices that stand in one line of the plan."""
 
+    stack: str
     proj: str
     is_shared: bool
     rows: int
     cols: int
     dtype: str
+    encoding: str
     via: str
     evidence: str
 
     @property
     def sort_key(self) -> tuple[object, ...]:
         return (
+            self.stack,
             sort_rank("proj", self.proj),
             self.is_shared,
             self.rows,
             self.cols,
             self.dtype,
+            self.encoding,
             self.via,
             self.evidence,
         )
@@ -72,14 +80,17 @@ class _Kind:
 
 def _matched_table(plan: ExtractionPlan) -> Table:
     members: dict[_Kind, list[PlannedMatrix]] = {}
+    has_several_stacks = plan.has_several_stacks
     for unit in plan.units:
         for matrix in unit.matrices:
             kind = _Kind(
+                stack=matrix.stack if has_several_stacks else "",
                 proj=matrix.proj,
                 is_shared=matrix.is_shared_expert,
                 rows=matrix.view.rows,
                 cols=matrix.view.cols,
-                dtype=dtype_name(unit.source.dtype_code),
+                dtype=dtype_name(unit.source.header.dtype_code),
+                encoding=unit.source.encoding,
                 via=unit.extracted_via,
                 evidence=unit.layout_evidence,
             )
@@ -92,6 +103,7 @@ def _matched_table(plan: ExtractionPlan) -> Table:
         expert_ids = _ranges({matrix.expert_id for matrix in matrices})
         _add_row(
             table,
+            kind.stack,
             kind.proj,
             _ranges({matrix.layer for matrix in matrices}),
             "shared" if kind.is_shared else expert_ids,
@@ -99,6 +111,7 @@ def _matched_table(plan: ExtractionPlan) -> Table:
             str(kind.rows),
             str(kind.cols),
             kind.dtype,
+            kind.encoding,
             kind.via,
             kind.evidence,
         )

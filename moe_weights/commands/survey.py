@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from moe_weights.atomic_files import JsonValue
+from moe_weights.audit.coverage_ledger import coverage_findings
 from moe_weights.audit.index_report import IndexReport, compare_index, index_findings
-from moe_weights.checkpoint.expert_dimensions import ExpertDimensions, expert_dimensions
+from moe_weights.checkpoint.expert_expectation import expect_experts
 from moe_weights.checkpoint.headers import read_headers
 from moe_weights.checkpoint.locate import CheckpointFiles, locate_checkpoint
 from moe_weights.checkpoint.model_config import ModelConfig, load_model_config
+from moe_weights.checkpoint.quantization_config import find_quantization
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
 from moe_weights.config.load import LoadedConfig
+from moe_weights.config.preset import choose_preset
+from moe_weights.decode.resolve import resolve_encodings
+from moe_weights.decode.stored_tensor import EncodingContext
+from moe_weights.errors import CheckpointError
+from moe_weights.extract.copies import set_copies_apart
 from moe_weights.extract.plan import ExtractionPlan, plan_extraction
-from moe_weights.extract.tensor_planner import VOID16
-from moe_weights.findings import Finding
+from moe_weights.extract.refusals import VOID16
+from moe_weights.findings import Finding, FindingKind
+
+# Packed shapes and JSON states are far smaller; more than this is no description.
+_MAX_METADATA_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +39,7 @@ class Survey:
         headers: Every tensor of them, in scan order.
         model_config: The checkpoint's config.json, or None.
         report: The index held against the headers; None when no index was used.
+        preset: Name of the preset in use, or None.
         plan: What will be measured.
         findings: All warnings so far, in a fixed order.
     """
@@ -33,6 +48,7 @@ class Survey:
     headers: tuple[TensorHeader, ...]
     model_config: ModelConfig | None
     report: IndexReport | None
+    preset: str | None
     plan: ExtractionPlan
     findings: tuple[Finding, ...]
 
@@ -44,6 +60,7 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
         UsageError: the model path is empty, missing or not scannable.
         ShardIndexError: the index is not as strict as the config wants it.
         CheckpointError: a shard's header cannot be read.
+        ConfigError: there is no preset of the name that the config gives.
     """
     config = loaded.config
     files = locate_checkpoint(
@@ -65,27 +82,65 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
     if config.metadata.enabled:
         search = load_model_config(files.root, config.metadata.config_path)
         model_config, meta_findings = search.config, search.findings
-    dimensions = (
-        expert_dimensions(model_config)
-        if model_config is not None
-        else ExpertDimensions(hidden_size=None, expert_widths=(), n_experts=None)
-    )
+    raw = model_config.raw if model_config is not None else None
     index = files.index.index
     report = compare_index(files, index, headers) if files.index.used_for_scan and index else None
-    counted = (header for header in headers if (header.file, header.name) not in found.shadowed)
-    plan = plan_extraction(counted, config, dimensions)
+    counted = [header for header in headers if (header.file, header.name) not in found.shadowed]
+    kept, copies = set_copies_apart(counted)
+    expectation = expect_experts(raw)
+    preset = choose_preset(config.parsing.preset, raw, source=str(loaded.source))
+    preset_findings = _other_preset_findings(config.parsing.preset, raw)
+    context = EncodingContext(
+        by_name={header.name: header for header in kept},
+        quantization=find_quantization(files.root, raw),
+        read_metadata=lambda header: _read_small(files.root, header),
+        hidden_sizes=expectation.hidden_sizes,
+    )
+    resolution = resolve_encodings(kept, context)
+    plan = plan_extraction(resolution, config, expectation, preset=preset, copies=copies)
     return Survey(
         files=files,
         headers=headers,
         model_config=model_config,
         report=report,
+        preset=preset.name if preset is not None else None,
         plan=plan,
         findings=(
             *loaded.findings,
             *files.findings,
             *found.findings,
             *meta_findings,
+            *preset_findings,
             *(index_findings(report) if report else ()),
             *plan.findings,
+            *coverage_findings(plan.coverage),
         ),
     )
+
+
+def _other_preset_findings(
+    setting: str | None, raw: Mapping[str, JsonValue] | None
+) -> tuple[Finding, ...]:
+    """Return a warning when config.json asks for another preset than the one that was named."""
+    if setting in {None, "auto"}:
+        return ()
+    by_config = choose_preset("auto", raw)
+    if by_config is None or by_config.name == setting:
+        return ()
+    return (
+        Finding(
+            kind=FindingKind.CONFIG,
+            message=f'[config] parsing.preset is "{setting}", config.json asks for '
+            f'"{by_config.name}"',
+            hint='set parsing.preset to "auto" unless this is on purpose',
+        ),
+    )
+
+
+def _read_small(root: Path, header: TensorHeader) -> bytes:
+    if header.nbytes > _MAX_METADATA_BYTES:
+        raise CheckpointError(
+            f'{header.file}: "{header.name}" should describe another tensor and has '
+            f"{header.nbytes} bytes; at most {_MAX_METADATA_BYTES} are read for a description"
+        )
+    return bytes(read_tensor_bytes(root, header, 0, header.nbytes))

@@ -14,9 +14,12 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.dtype_codes import dtype_name
+from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
 from moe_weights.columns import Cell
-from moe_weights.decode.plain import decode_plain
+from moe_weights.decode.raw_array import view_raw
+from moe_weights.decode.resolve import decode_parts
+from moe_weights.decode.stored_tensor import StoredTensor, is_cut_with_experts
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit
 from moe_weights.measure.matrix_metrics import measure_matrix
@@ -38,6 +41,7 @@ class WorkSettings:
         measure: How matrices are measured.
         sample_folder: Cache of drawn indices.
         schemes: What is simulated; empty when nothing is.
+        has_several_stacks: Rows name their stack; with one stack the column stays empty.
         device: MLX device.
     """
 
@@ -46,6 +50,7 @@ class WorkSettings:
     sample_folder: Path
     schemes: tuple[SchemeSpec, ...]
     device: DeviceName
+    has_several_stacks: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,12 +91,10 @@ def run_units(units: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
 
 
 def _run_unit(unit: WorkUnit, settings: WorkSettings, result: UnitResult) -> None:
-    width = unit.bytes_per_element
-    raw = read_tensor_bytes(settings.root, unit.source, unit.start * width, unit.stop * width)
-    flat = decode_plain(raw, unit.source.dtype_code)
+    flat = _decode_unit(unit, settings.root)
     for planned in unit.matrices:
         matrix = matrix_at(flat, planned.view)
-        keys = _key_cells(unit, planned)
+        keys = _key_cells(unit, planned, planned.stack if settings.has_several_stacks else "")
         values = measure_matrix(matrix, settings.measure, settings.sample_folder)
         result.matrix_rows.append(keys | values)
         bits = matrix.view(f"u{matrix.dtype.itemsize}")
@@ -99,6 +102,36 @@ def _run_unit(unit: WorkUnit, settings: WorkSettings, result: UnitResult) -> Non
         result.constant.append(bool((bits == bits[0, 0]).all()))
         if settings.schemes:
             result.quant_rows += _simulate(matrix, keys, values, settings)
+
+
+def _decode_unit(unit: WorkUnit, root: Path) -> NDArray[Any]:
+    """Return the decoded elements `unit.start` to `unit.stop` of the tensor, flat."""
+    source = unit.source
+    if source.encoding == "plain":
+        header = source.header
+        width = header.nbytes // header.n_elements
+        raw = read_tensor_bytes(root, header, unit.start * width, unit.stop * width)
+        return view_raw(raw, header.dtype_code)
+    per_entry = source.n_elements // source.shape[0]
+    first, last = unit.start // per_entry, -(-unit.stop // per_entry)
+    parts = {
+        role: _read_part(root, role, header, source, first, last) for role, header in source.parts
+    }
+    return decode_parts(source, parts).reshape(-1)
+
+
+def _read_part(
+    root: Path, role: str, header: TensorHeader, source: StoredTensor, first: int, last: int
+) -> NDArray[Any]:
+    """Read a stored part, cut to entries of the first axis where it has that axis."""
+    shape = header.shape
+    if (first, last) != (0, source.shape[0]) and is_cut_with_experts(role, header, source):
+        per_entry = header.nbytes // shape[0]
+        raw = read_tensor_bytes(root, header, first * per_entry, last * per_entry)
+        shape = (last - first, *shape[1:])
+    else:
+        raw = read_tensor_bytes(root, header, 0, header.nbytes)
+    return view_raw(raw, header.dtype_code).reshape(shape)
 
 
 def matrix_at(flat: NDArray[Any], view: MatrixView) -> NDArray[Any]:
@@ -123,10 +156,11 @@ def matrix_at(flat: NDArray[Any], view: MatrixView) -> NDArray[Any]:
     return np.require(strided, requirements=["C", "A"])
 
 
-def _key_cells(unit: WorkUnit, planned: PlannedMatrix) -> MutableRow:
+def _key_cells(unit: WorkUnit, planned: PlannedMatrix, stack: str) -> MutableRow:
+    header = unit.source.header
     return {
-        "file": unit.source.file,
-        "source_tensor": unit.source.name,
+        "file": header.file,
+        "source_tensor": header.name,
         "derived_tensor": planned.derived_tensor,
         "layer": planned.layer,
         "block4": block4_of(planned.layer),
@@ -136,9 +170,10 @@ def _key_cells(unit: WorkUnit, planned: PlannedMatrix) -> MutableRow:
         "is_shared_expert": planned.is_shared_expert,
         "rows": planned.view.rows,
         "cols": planned.view.cols,
-        "dtype": dtype_name(unit.source.dtype_code),
+        "dtype": dtype_name(header.dtype_code),
+        "stack": stack,
         "extracted_via": unit.extracted_via,
-        "encoding": unit.encoding,
+        "encoding": unit.source.encoding,
         "layout_evidence": unit.layout_evidence,
     }
 

@@ -6,40 +6,24 @@ from dataclasses import dataclass
 
 from moe_weights.errors import LayoutError
 from moe_weights.extract.layout import BankView
-from moe_weights.extract.names import NameReader
 from moe_weights.extract.work_unit import PlannedMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertIdentity:
-    """Which layers and experts a tensor holds, as far as its name says.
+    """Which layers and experts a tensor holds, as far as its name and its rule say.
 
     Attributes:
         layer: Layer id in the name, or None.
         expert_id: Expert id in the name, or None.
-        is_shared_expert: The name says shared.
+        is_shared_expert: The name or the rule says shared.
+        stack: Stack of layers.
     """
 
     layer: int | None
     expert_id: int | None
     is_shared_expert: bool
-
-    @classmethod
-    def from_name(
-        cls, name: str, names: NameReader, *, captured_id: int | None = None
-    ) -> ExpertIdentity:
-        """Read the identity out of a tensor name.
-
-        Args:
-            name: Tensor name.
-            names: Reads ids out of names.
-            captured_id: Expert id that a rule has found already.
-        """
-        return cls(
-            layer=names.layer_id(name),
-            expert_id=names.expert_id(name) if captured_id is None else captured_id,
-            is_shared_expert=names.is_shared_expert(name),
-        )
+    stack: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,5 +95,6 @@ def _plan_matrix(
         proj=part.proj,
         expert_id=expert_id,
         is_shared_expert=identity.is_shared_expert,
+        stack=identity.stack,
         view=bank.matrix(layer_index, expert_index),
     )

@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
-from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.stored_tensor import StoredTensor
 from moe_weights.extract.expert_bank import (
-    ExpertIdentity,
     ProjectionPart,
     has_unknown_expert_id,
     plan_matrices,
@@ -27,7 +27,7 @@ from moe_weights.extract.outcome import (
     two_projections,
 )
 from moe_weights.extract.projections import ProjectionAliases
-from moe_weights.extract.shape_check import ShapeVerdict, judge_shape
+from moe_weights.extract.shape_check import ShapeVerdict, explain_verdict, judge_shape
 
 _LAYOUTS = {
     2: Layout(rows_axis=0, cols_axis=1),
@@ -42,81 +42,73 @@ class Fallback:
     Attributes:
         names: Reads ids out of names.
         aliases: Knows projection words.
-        dimensions: What config.json says about shapes.
+        dimensions: What config.json says about the shapes of a stack.
     """
 
     names: NameReader
     aliases: ProjectionAliases
-    dimensions: ExpertDimensions
+    dimensions: Callable[[str], ExpertDimensions]
 
-    def apply(self, header: TensorHeader) -> Matched | Refused | NoMatch:
+    def apply(self, tensor: StoredTensor) -> Matched | Refused | NoMatch:
         """Plan the matrices of a tensor that no rule took.
 
         Raises:
             LayoutError: the name gives an expert id and the tensor has an expert axis as well.
         """
-        if is_side_tensor(header.name):
+        if is_side_tensor(tensor.name):
             return Refused(reason=UnmatchedReason.SIDE_TENSOR)
-        layout = _LAYOUTS.get(header.ndim)
+        layout = _LAYOUTS.get(tensor.ndim)
         if layout is None:
             return Refused(reason=UnmatchedReason.UNSUPPORTED_NDIM)
-        projs = self.aliases.infer_all(header.name)
+        projs = self.aliases.infer_all(tensor.name)
         if not projs:
             return NoMatch()
         if len(projs) > 1:
             return two_projections(projs)
         proj = projs[0]
-        identity = ExpertIdentity.from_name(header.name, self.names)
-        bank = layout.view(header.shape, fortran_order=header.fortran_order)
+        identity = self.names.identity(tensor.name)
+        bank = layout.view(tensor.shape, fortran_order=tensor.header.fortran_order)
         id_unknown = has_unknown_expert_id(bank, identity)
-        if id_unknown and self.aliases.is_dotted_hit(header.name):
+        if id_unknown and self.aliases.is_dotted_hit(tensor.name):
             # `mlp.gate.weight` is how a router is called; without an expert id it is no gate_proj.
             return NoMatch()
         evidence = "convention"
-        if not identity.is_shared_expert and self.names.looks_like_expert(header.name):
-            verdict = self._judge(proj, header, id_unknown=id_unknown)
+        if not identity.is_shared_expert and self.names.looks_like_expert(tensor.name):
+            verdict = self._judge(proj, tensor, identity.stack, id_unknown=id_unknown)
             if isinstance(verdict, Refused):
                 return verdict
             evidence = verdict
-        part = ProjectionPart(derived_tensor=f"{header.name}::{proj}", proj=proj, bank=bank)
+        part = ProjectionPart(derived_tensor=f"{tensor.header.name}::{proj}", proj=proj, bank=bank)
         return Matched(
             groups=plan_matrices((part,), identity), evidence=evidence, expert_id_unknown=id_unknown
         )
 
-    def _judge(self, proj: str, header: TensorHeader, *, id_unknown: bool) -> str | Refused:
-        rows, cols = header.shape[-2:]
-        verdict = judge_shape(proj, rows, cols, self.dimensions)
-        n_experts = self.dimensions.n_experts
-        wrong_count = header.ndim == 3 and n_experts is not None and header.shape[0] != n_experts
+    def _judge(
+        self, proj: str, tensor: StoredTensor, stack: str, *, id_unknown: bool
+    ) -> str | Refused:
+        rows, cols = tensor.shape[-2:]
+        dimensions = self.dimensions(stack)
+        verdict = judge_shape(proj, rows, cols, dimensions)
+        n_experts = dimensions.n_experts
+        wrong_count = tensor.ndim == 3 and n_experts is not None and tensor.shape[0] != n_experts
         if verdict is ShapeVerdict.SILENT:
             return "convention"
         if verdict is ShapeVerdict.CONFIRMED and not wrong_count:
             return "config"
-        if header.ndim == 2 and not id_unknown and verdict is not ShapeVerdict.TRANSPOSED:
+        if tensor.ndim == 2 and not id_unknown and verdict is not ShapeVerdict.TRANSPOSED:
             # One expert's own matrix is a linear layer, (out, in).
             return "convention"
+        why = explain_verdict(verdict, dimensions, wrong_count=wrong_count)
         return Refused(
             reason=UnmatchedReason.AMBIGUOUS_LAYOUT,
-            cause=f"shape {list(header.shape)} {self._explain(verdict, wrong_count=wrong_count)}",
-            hint=_hint(header.ndim),
+            cause=f"shape {list(tensor.shape)} {why}",
+            hint=_hint(tensor.ndim, wrong_count=wrong_count),
         )
 
-    def _explain(self, verdict: ShapeVerdict, *, wrong_count: bool) -> str:
-        known = (
-            f"hidden size {self.dimensions.hidden_size}, expert width "
-            f"{' or '.join(map(str, self.dimensions.expert_widths)) or 'unknown'}, "
-            f"experts {self.dimensions.n_experts or 'unknown'}"
-        )
-        if verdict is ShapeVerdict.AMBIGUOUS:
-            return f"fits (rows, cols) and (cols, rows) alike in config.json ({known})"
-        if verdict is ShapeVerdict.TRANSPOSED:
-            return f"fits config.json ({known}) only when transposed"
-        if wrong_count and verdict is ShapeVerdict.CONFIRMED:
-            return f"has another first axis than the experts of config.json ({known})"
-        return f"does not fit config.json ({known})"
 
-
-def _hint(ndim: int) -> str:
+def _hint(ndim: int, *, wrong_count: bool) -> str:
+    if wrong_count:
+        return "add a rule for it whose layout says which axis counts the experts"
     if ndim == 2:
         return (
             "add a rule that matches it, with layout rows_axis 0, cols_axis 1 for (out, in) "

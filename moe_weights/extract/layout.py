@@ -68,21 +68,24 @@ class BankView:
         """Return the place of one (R, C) matrix of the bank."""
         return _matrix(self, layer_index, expert_index)
 
-    def part(self, axis: str, start: int, stop: int) -> BankView:
-        """Return the bank cut to rows or columns `start` to `stop`.
+    def part(self, axis: str, start: int, length: int, step: int = 1) -> BankView:
+        """Return the bank cut to some rows or columns.
 
         Args:
             axis: "rows" or "cols", after canonicalisation.
             start: First row or column kept.
-            stop: One past the last.
+            length: How many are kept.
+            step: Distance between neighbours that are kept; 2 takes every second one.
         """
         position = 2 if axis == "rows" else 3
-        lengths = list(self.lengths)
-        lengths[position] = stop - start
+        lengths, strides = list(self.lengths), list(self.strides)
+        lengths[position] = length
+        strides[position] *= step
         return replace(
             self,
             offset=self.offset + start * self.strides[position],
             lengths=(lengths[0], lengths[1], lengths[2], lengths[3]),
+            strides=(strides[0], strides[1], strides[2], strides[3]),
         )
 
 
@@ -106,12 +109,15 @@ class Layout:
         cols_axis: Input features, along which quantisation groups run.
         expert_axis: Experts; None when a tensor holds one.
         layer_axis: Layers; None when a tensor holds one.
+        stacked_experts_axis: `rows_axis` or `cols_axis` when the experts lie on it one after the
+            other; None otherwise.
     """
 
     rows_axis: int
     cols_axis: int
     expert_axis: int | None = None
     layer_axis: int | None = None
+    stacked_experts_axis: int | None = None
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -119,17 +125,22 @@ class Layout:
         named = (self.layer_axis, self.expert_axis, self.rows_axis, self.cols_axis)
         return tuple(axis for axis in named if axis is not None)
 
-    def view(self, shape: tuple[int, ...], *, fortran_order: bool = False) -> BankView:
+    def view(
+        self, shape: tuple[int, ...], *, fortran_order: bool = False, n_stacked: int | None = None
+    ) -> BankView:
         """Return where the bank lies in a stored tensor of `shape`.
 
         Args:
             shape: Stored axis lengths.
             fortran_order: The first stored axis varies fastest, as some `.npz` members have it.
+            n_stacked: How many experts lie on `stacked_experts_axis`.
 
         Raises:
-            LayoutError: the named axes are not exactly the axes of the tensor.
+            LayoutError: the named axes are not exactly the axes of the tensor, or the stacked
+                experts cannot be told apart.
         """
-        return _view(self, shape, fortran_order)
+        bank = _view(self, shape, fortran_order)
+        return bank if self.stacked_experts_axis is None else _unstack(self, bank, n_stacked)
 
 
 @lru_cache(maxsize=_CACHED_PLACES)
@@ -155,6 +166,30 @@ def _view(layout: Layout, shape: tuple[int, ...], fortran_order: bool) -> BankVi
         strides=(pairs[0][1], pairs[1][1], pairs[2][1], pairs[3][1]),
         has_layer_axis=layout.layer_axis is not None,
         has_expert_axis=layout.expert_axis is not None,
+    )
+
+
+def _unstack(layout: Layout, bank: BankView, n_stacked: int | None) -> BankView:
+    if layout.expert_axis is not None:
+        raise LayoutError("layout has both expert_axis and stacked_experts_axis; keep one")
+    if n_stacked is None:
+        raise LayoutError(
+            "how many experts lie on stacked_experts_axis is unknown; give the rule expert_count"
+        )
+    position = 2 if layout.stacked_experts_axis == layout.rows_axis else 3
+    length, remainder = divmod(bank.lengths[position], n_stacked)
+    if remainder or not length:
+        raise LayoutError(
+            f"axis of length {bank.lengths[position]} does not hold {n_stacked} experts of one size"
+        )
+    lengths, strides = list(bank.lengths), list(bank.strides)
+    lengths[1], lengths[position] = n_stacked, length
+    strides[1] = length * strides[position]
+    return replace(
+        bank,
+        lengths=(lengths[0], lengths[1], lengths[2], lengths[3]),
+        strides=(strides[0], strides[1], strides[2], strides[3]),
+        has_expert_axis=True,
     )
 
 

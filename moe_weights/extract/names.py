@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from moe_weights.config.schema import ParsingConfig
+from moe_weights.extract.expert_bank import ExpertIdentity
+from moe_weights.extract.tensor_roles import stack_by_name
 
 # Last name segments that hold something other than a weight matrix. Sources: quantised forms as
 # written by transformers, compressed-tensors, modelopt, autoawq, gptqmodel, bitsandbytes, hqq and
@@ -20,6 +22,7 @@ _SIDE_SEGMENTS = frozenset(
         "weight_format", "blocks", "zero", "zeros", "lora_A", "lora_B", "lora_a", "lora_b",
     }
 )  # fmt: skip
+_MAX_ID_DIGITS = 9
 _SIDE_ENDINGS = ("_bias", "_scales", "_blocks", "_scale_inv", "_scale", "_scale_2", "_zero_point")
 # Adapter factors: LoRA and DoRA (PEFT and kohya spellings), LoHa, LoKr, IA3, OFT, VeRA.
 _ADAPTER = re.compile(
@@ -34,9 +37,12 @@ class NameReader:
 
     Attributes:
         parsing: The patterns and keywords.
+        n_main_layers: Layers of the main stack; ids from there on are extra prediction layers.
+            None when unknown.
     """
 
     parsing: ParsingConfig
+    n_main_layers: int | None = None
     _expert_keywords: tuple[str, ...] = field(init=False, repr=False)
     _shared_keywords: tuple[str, ...] = field(init=False, repr=False)
 
@@ -54,6 +60,34 @@ class NameReader:
     def expert_id(self, name: str) -> int | None:
         """Return the expert id that `parsing.expert_regex` finds, or None."""
         return _first_integer(self.parsing.expert_pattern, name)
+
+    def identity(
+        self,
+        name: str,
+        *,
+        layer: int | None = None,
+        expert_id: int | None = None,
+        is_shared_expert: bool | None = None,
+        stack: str | None = None,
+    ) -> ExpertIdentity:
+        """Read the identity out of a tensor name, as far as a rule does not give it.
+
+        Args:
+            name: Tensor name.
+            layer: Layer id that a rule has found already.
+            expert_id: Expert id that a rule has found already.
+            is_shared_expert: What a rule says about it.
+            stack: Stack that a rule has found already.
+        """
+        layer = self.layer_id(name) if layer is None else layer
+        return ExpertIdentity(
+            layer=layer,
+            expert_id=self.expert_id(name) if expert_id is None else expert_id,
+            is_shared_expert=(
+                self.is_shared_expert(name) if is_shared_expert is None else is_shared_expert
+            ),
+            stack=stack_by_name(name, layer, self.n_main_layers) if stack is None else stack,
+        )
 
     def is_shared_expert(self, name: str) -> bool:
         """All of `parsing.shared_expert_keywords` occur in the name; an empty list means none."""
@@ -74,6 +108,11 @@ class NameReader:
         return bool(self._shared_keywords)
 
 
+def is_adapter(name: str) -> bool:
+    """The name says factor of an adapter (LoRA and its kin)."""
+    return _ADAPTER.search(name) is not None
+
+
 def is_side_tensor(name: str) -> bool:
     """The name says scale, bias, zero point, packed code or adapter factor, not a weight matrix."""
     if _ADAPTER.search(name):
@@ -90,7 +129,10 @@ def _first_integer(pattern: re.Pattern[str], name: str) -> int | None:
 
 
 def parse_id(text: str | None) -> int | None:
-    """Return a captured text as a non-negative integer id, or None when it is not one."""
-    if text is None or not text.isascii() or not text.isdigit():
+    """Return a captured text as a non-negative integer id, or None when it is not one.
+
+    More digits than any model has layers or experts are no id; tables hold 64-bit integers.
+    """
+    if text is None or len(text) > _MAX_ID_DIGITS or not text.isascii() or not text.isdigit():
         return None
     return int(text)

@@ -22,6 +22,8 @@ class UnmatchedReason(StrEnum):
     UNSUPPORTED_NDIM = "unsupported_ndim"
     SIDE_TENSOR = "side_tensor"
     AMBIGUOUS_LAYOUT = "ambiguous_layout"
+    MISSING_COMPANION = "missing_companion"
+    BAD_COMPANION = "bad_companion"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,16 @@ class Matched:
     expert_id_unknown: bool = False
     unresolved: tuple[UnresolvedProjection, ...] = ()
     other_projs: tuple[str, ...] = ()
+
+    def with_evidence(self, evidence: str) -> Matched:
+        """Return the same for another reason; `dataclasses.replace` is slow for 100 000 tensors."""
+        return Matched(
+            groups=self.groups,
+            evidence=evidence,
+            expert_id_unknown=self.expert_id_unknown,
+            unresolved=self.unresolved,
+            other_projs=self.other_projs,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

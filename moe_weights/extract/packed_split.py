@@ -22,6 +22,18 @@ class Sliceable(Protocol):
 ArrayT = TypeVar("ArrayT", bound=Sliceable)
 
 
+def equal_sizes(length: int, n_parts: int) -> list[int]:
+    """Return the sizes of equally long parts.
+
+    Raises:
+        PackedSplitError: the axis cannot be divided equally.
+    """
+    size, remainder = divmod(length, n_parts)
+    if remainder or not size:
+        raise PackedSplitError(f"an axis of {length} cannot be divided into {n_parts} equal parts")
+    return [size] * n_parts
+
+
 def split_bounds(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Return (start, stop) of consecutive parts that fill an axis exactly.
 

@@ -1,22 +1,27 @@
 """Everything that names, shapes and dtypes decide, before the first weight byte is read.
 
-1. Tensors that do not look like experts, or are no floats, are left to the inventory.
-2. Rules, then the fallback, plan the matrices; what neither understands is unmatched with a reason.
-3. Matrices are cut into work units; equal inputs give equal plans.
+1. Copies of the same weights in other folders are set apart.
+2. Rules, preset and fallback plan the matrices; what none understands is unmatched with a reason.
+3. Matrices are cut into work units; every expert-looking tensor gets one entry in the ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
+from moe_weights.checkpoint.expert_expectation import ModelExpectation
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.config.preset import Preset
 from moe_weights.config.schema import AnalysisConfig
+from moe_weights.decode.stored_tensor import EncodingRefusal, Resolution, StoredTensor
 from moe_weights.errors import PackedSplitError
+from moe_weights.extract.account import Account, Fate
+from moe_weights.extract.coverage import Coverage, cover
 from moe_weights.extract.plan_findings import PlanFindings
+from moe_weights.extract.planned_tensor import PlannedTensor, UnmatchedTensor
 from moe_weights.extract.projections import UnresolvedProjection
-from moe_weights.extract.tensor_planner import PlannedTensor, TensorPlanner, UnmatchedTensor
+from moe_weights.extract.tensor_planner import TensorPlanner
 from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit, cut_into_units
 from moe_weights.findings import Finding
 
@@ -32,10 +37,14 @@ class ExtractionPlan:
         unmatched: Expert-looking tensors that are not measured.
         findings: Facts for the warnings table.
         unresolved_projections: Projection tokens that no alias explains.
-        rule_extracted: Names of tensors that a rule matched, in scan order.
+        rule_extracted: Names of tensors that a rule of the config matched, in scan order.
+        preset_extracted: Names of tensors that the preset took, in scan order.
         fallback_extracted: Names of tensors that the fallback took, in scan order.
         fallback_after_packed_split: Those of them whose packed split had failed.
-        in_scope: Names of tensors that pass the expert filter.
+        accounts: The fate of every tensor that looks like an expert.
+        coverage: What was found, held against config.json.
+        in_scope: Names of the stored tensors that pass the expert filter, companions included.
+        companions: Stored tensors that another one explains, to that one's name.
         strict_errors: Packed splits that fail although `parsing.strict_packed_split` is on.
     """
 
@@ -44,9 +53,13 @@ class ExtractionPlan:
     findings: tuple[Finding, ...]
     unresolved_projections: tuple[UnresolvedProjection, ...]
     rule_extracted: tuple[str, ...]
+    preset_extracted: tuple[str, ...]
     fallback_extracted: tuple[str, ...]
     fallback_after_packed_split: tuple[str, ...]
+    accounts: tuple[Account, ...]
+    coverage: Coverage
     in_scope: frozenset[str]
+    companions: dict[str, str]
     strict_errors: tuple[PackedSplitError, ...]
 
     @property
@@ -55,14 +68,19 @@ class ExtractionPlan:
         return [matrix for unit in self.units for matrix in unit.matrices]
 
     @property
+    def has_several_stacks(self) -> bool:
+        """The planned matrices belong to more than one stack of layers."""
+        return len({matrix.stack for unit in self.units for matrix in unit.matrices}) > 1
+
+    @property
     def nbytes(self) -> int:
-        """Weight bytes that will be read."""
+        """Stored bytes that will be read."""
         return sum(unit.nbytes for unit in self.units)
 
     @property
     def measures_nothing_but_refused(self) -> bool:
         """Nothing is planned, and something that looks like an expert was refused."""
-        return not self.units and any(tensor.is_refused for tensor in self.unmatched)
+        return not self.units and any(item.fate is Fate.REFUSED for item in self.accounts)
 
     def raise_strict_errors(self) -> None:
         """End the run when the config is strict and a packed split failed.
@@ -83,63 +101,104 @@ class ExtractionPlan:
 
 
 def plan_extraction(
-    headers: Iterable[TensorHeader],
+    resolution: Resolution,
     config: AnalysisConfig,
-    dimensions: ExpertDimensions,
+    expectation: ModelExpectation,
+    *,
+    preset: Preset | None = None,
+    copies: Sequence[TensorHeader] = (),
 ) -> ExtractionPlan:
     """Plan the whole checkpoint.
 
     Args:
-        headers: The tensors that count, in scan order.
+        resolution: The tensors that count, codes and companions joined.
         config: The validated config.
-        dimensions: What config.json says about shapes.
+        expectation: What config.json says about experts.
+        preset: Rules for the architecture, or None.
+        copies: Tensors of second copies of the model, which are only accounted for.
     """
-    planner = TensorPlanner(config, dimensions)
+    planner = TensorPlanner(config, expectation, preset)
     findings = PlanFindings()
     units: list[WorkUnit] = []
     unmatched: list[UnmatchedTensor] = []
     unresolved: list[UnresolvedProjection] = []
-    by_rule: list[str] = []
-    by_fallback: list[str] = []
-    after_packed_split: list[str] = []
+    accounts: list[Account] = []
     in_scope: set[str] = set()
+    not_experts: set[str] = set()
+    taken: dict[str, list[str]] = {"rule": [], "preset": [], "fallback": []}
+    after_packed_split: list[str] = []
     strict_errors: list[PackedSplitError] = []
-    for header in headers:
-        decided = planner.plan(header)
+    for source, decided in _decide(resolution, planner):
+        header = source if isinstance(source, TensorHeader) else source.header
         findings.add(header, decided)
         unresolved.extend(decided.unresolved)
         if decided.is_in_scope:
             in_scope.add(header.name)
+        if decided.account is not None:
+            accounts.append(decided.account)
+        elif decided.groups:
+            not_experts.add(header.name)
         if decided.strict_error is not None:
             strict_errors.append(decided.strict_error)
         if decided.unmatched is not None:
             if config.scan.experts_only:
                 unmatched.append(decided.unmatched)
-        elif decided.groups:
-            units.extend(_cut(header, decided))
-            (by_rule if decided.extracted_via.startswith("rule:") else by_fallback).append(
-                header.name
+        elif decided.groups and isinstance(source, StoredTensor):
+            via = decided.extracted_via
+            units.extend(
+                cut_into_units(
+                    source,
+                    decided.groups,
+                    extracted_via=via,
+                    layout_evidence=decided.layout_evidence,
+                )
             )
-            if decided.extracted_via == "fallback_after_packed_split":
+            taken[via.partition(":")[0].partition("_")[0]].append(header.name)
+            if via == "fallback_after_packed_split":
                 after_packed_split.append(header.name)
+    for copy in copies:
+        account = planner.account_copy(copy)
+        if account is not None:
+            accounts.append(account)
+            in_scope.add(copy.name)
+    in_scope.update(part for part, owner in resolution.companions.items() if owner in in_scope)
+    ordered = tuple(sorted(units, key=lambda unit: unit.sort_key))
+    of_experts = [unit for unit in ordered if unit.source.header.name not in not_experts]
     return ExtractionPlan(
-        units=tuple(sorted(units, key=lambda unit: unit.sort_key)),
+        units=ordered,
         unmatched=tuple(unmatched),
         findings=findings.collect(),
         unresolved_projections=tuple(unresolved),
-        rule_extracted=tuple(by_rule),
-        fallback_extracted=tuple(by_fallback),
+        rule_extracted=tuple(taken["rule"]),
+        preset_extracted=tuple(taken["preset"]),
+        fallback_extracted=tuple(taken["fallback"]),
         fallback_after_packed_split=tuple(after_packed_split),
+        accounts=tuple(accounts),
+        coverage=cover(
+            of_experts,
+            accounts,
+            expectation,
+            preset.projections if preset is not None else frozenset(),
+        ),
         in_scope=frozenset(in_scope),
+        companions=resolution.companions,
         strict_errors=tuple(strict_errors),
     )
 
 
-def _cut(header: TensorHeader, decided: PlannedTensor) -> list[WorkUnit]:
-    return cut_into_units(
-        header,
-        decided.groups,
-        encoding=decided.encoding,
-        extracted_via=decided.extracted_via,
-        layout_evidence=decided.layout_evidence,
+def _decide(
+    resolution: Resolution, planner: TensorPlanner
+) -> Iterator[tuple[StoredTensor | TensorHeader, PlannedTensor]]:
+    """Decide about every tensor, in the order of their place on disk."""
+    everything: Iterable[StoredTensor | EncodingRefusal | TensorHeader] = (
+        *resolution.tensors,
+        *resolution.refusals,
+        *resolution.others,
     )
+    for item in everything:
+        if isinstance(item, StoredTensor):
+            yield item, planner.plan(item)
+        elif isinstance(item, EncodingRefusal):
+            yield item.header, planner.plan_refused(item)
+        else:
+            yield item, planner.plan_other(item)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.extract.outcome import Refused, UnmatchedReason
-from moe_weights.extract.tensor_planner import PlannedTensor
+from moe_weights.extract.planned_tensor import PlannedTensor
 from moe_weights.findings import Finding, FindingKind, name_some
 
 _LISTED_ONE_BY_ONE = 20

@@ -52,3 +52,27 @@ def judge_shape(proj: str, rows: int, cols: int, dimensions: ExpertDimensions) -
     if as_stored:
         return ShapeVerdict.CONFIRMED
     return ShapeVerdict.TRANSPOSED if as_transposed else ShapeVerdict.CONTRADICTED
+
+
+def explain_verdict(
+    verdict: ShapeVerdict, dimensions: ExpertDimensions, *, wrong_count: bool = False
+) -> str:
+    """Say what is wrong with a shape, with the sizes of config.json.
+
+    Args:
+        verdict: Of the shape's last two axes.
+        dimensions: What they were held against.
+        wrong_count: The expert axis has another length than config.json says.
+    """
+    known = (
+        f"hidden size {dimensions.hidden_size}, expert width "
+        f"{' or '.join(map(str, dimensions.expert_widths)) or 'unknown'}, "
+        f"experts {dimensions.n_experts or 'unknown'}"
+    )
+    if verdict is ShapeVerdict.AMBIGUOUS:
+        return f"fits (rows, cols) and (cols, rows) alike in config.json ({known})"
+    if verdict is ShapeVerdict.TRANSPOSED:
+        return f"fits config.json ({known}) only when transposed"
+    if wrong_count and verdict is ShapeVerdict.CONFIRMED:
+        return f"has another first axis than the experts of config.json ({known})"
+    return f"does not fit config.json ({known})"

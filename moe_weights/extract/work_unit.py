@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.stored_tensor import WEIGHT, StoredTensor, is_cut_with_experts
 from moe_weights.extract.layout import MatrixView
 
 # One unit holds a matrix or a small bank slice; about this many bytes keep reads long, memory flat
@@ -23,6 +23,7 @@ class PlannedMatrix:
         proj: Projection.
         expert_id: Expert id; -1 when shared or unknown.
         is_shared_expert: It belongs to a shared expert.
+        stack: Stack of layers it belongs to.
         view: Its place among the elements of the tensor.
     """
 
@@ -31,6 +32,7 @@ class PlannedMatrix:
     proj: str
     expert_id: int
     is_shared_expert: bool
+    stack: str
     view: MatrixView
 
     @property
@@ -44,17 +46,16 @@ class WorkUnit:
     """Matrices of one tensor that are read together.
 
     Attributes:
-        source: The stored tensor.
-        encoding: Name of the `decode` member that turns bytes into numbers.
-        extracted_via: "rule:<name>", "fallback" or "fallback_after_packed_split".
-        layout_evidence: Why the axes mean what the plan says: "rule", "config", "convention".
-        start: First element needed, counted from the tensor's first.
+        source: The tensor with all its stored parts.
+        extracted_via: "rule:<name>", "preset:<name>", "fallback" or "fallback_after_packed_split".
+        layout_evidence: Why the axes mean what the plan says: "rule", "preset", "config",
+            "convention".
+        start: First decoded element needed, counted from the tensor's first.
         stop: One past the last element needed.
         matrices: What is measured; views count from `start`.
     """
 
-    source: TensorHeader
-    encoding: str
+    source: StoredTensor
     extracted_via: str
     layout_evidence: str
     start: int
@@ -62,57 +63,41 @@ class WorkUnit:
     matrices: tuple[PlannedMatrix, ...]
 
     @property
-    def bytes_per_element(self) -> int:
-        """Bytes of one stored element."""
-        return self.source.nbytes // self.source.n_elements
-
-    @property
     def nbytes(self) -> int:
-        """Bytes read for this unit."""
-        return (self.stop - self.start) * self.bytes_per_element
+        """Stored bytes read for this unit, companions included."""
+        return -(-self.source.nbytes * (self.stop - self.start) // self.source.n_elements)
 
     @property
     def sort_key(self) -> tuple[str, int, int]:
         """Place on disk: units in this order read each shard from front to back."""
-        return (self.source.file, self.source.offset, self.start)
+        return (self.source.header.file, self.source.header.offset, self.start)
 
 
 def cut_into_units(
-    source: TensorHeader,
+    source: StoredTensor,
     groups: Iterable[Sequence[PlannedMatrix]],
     *,
-    encoding: str,
     extracted_via: str,
     layout_evidence: str,
 ) -> list[WorkUnit]:
     """Cut the matrices of a tensor into units of about `TARGET_UNIT_BYTES`.
 
+    Encoded tensors are cut between entries of their first axis only, where all parts can be cut
+    alike; with fewer than three axes they stay whole.
+
     Args:
-        source: The stored tensor.
+        source: The tensor with all its stored parts.
         groups: Matrices that share bytes (the parts of one fused expert), in stored order; a group
             is never torn apart.
-        encoding: See `WorkUnit`.
         extracted_via: See `WorkUnit`.
         layout_evidence: See `WorkUnit`.
     """
-    target_elements = TARGET_UNIT_BYTES * source.n_elements // source.nbytes
-    cuts: list[tuple[int, int, list[PlannedMatrix]]] = []
-    ranged = [(*_range_of(group), group) for group in groups]
-    if len(ranged) > 1:
-        ranged.sort(key=lambda item: item[:2])
-    for start, stop, group in ranged:
-        if cuts:
-            open_start, open_stop, members = cuts[-1]
-            joined_stop = max(open_stop, stop)
-            # Overlapping groups share bytes, so apart they would be read twice.
-            if start < open_stop or joined_stop - open_start <= target_elements:
-                cuts[-1] = (open_start, joined_stop, [*members, *group])
-                continue
-        cuts.append((start, stop, list(group)))
+    grain = _grain_of(source)
+    ranged = [(*_range_of(group, grain), list(group)) for group in groups]
+    cuts = ranged if len(ranged) == 1 else _join(ranged, source)
     return [
         WorkUnit(
             source=source,
-            encoding=encoding,
             extracted_via=extracted_via,
             layout_evidence=layout_evidence,
             start=start,
@@ -123,11 +108,42 @@ def cut_into_units(
     ]
 
 
-def _range_of(group: Sequence[PlannedMatrix]) -> tuple[int, int]:
+_Cut = tuple[int, int, list[PlannedMatrix]]  # first element, one past the last, what needs them
+
+
+def _join(ranged: list[_Cut], source: StoredTensor) -> list[_Cut]:
+    """Join neighbours up to the target, and whatever shares bytes."""
+    target_elements = TARGET_UNIT_BYTES * source.n_elements // source.nbytes
+    cuts: list[_Cut] = []
+    ranged.sort(key=lambda item: item[:2])
+    for start, stop, group in ranged:
+        if cuts:
+            open_start, open_stop, members = cuts[-1]
+            joined_stop = max(open_stop, stop)
+            # Overlapping groups share bytes, so apart they would be read twice.
+            if start < open_stop or joined_stop - open_start <= target_elements:
+                members += group
+                cuts[-1] = (open_start, joined_stop, members)
+                continue
+        cuts.append((start, stop, group))
+    return cuts
+
+
+def _grain_of(source: StoredTensor) -> int:
+    """Return the number of elements that can only be decoded together; 1 for plain floats."""
+    if source.encoding == "plain":
+        return 1
+    can_be_cut = is_cut_with_experts(WEIGHT, source.header, source)
+    return source.n_elements // (source.shape[0] if can_be_cut else 1)
+
+
+def _range_of(group: Sequence[PlannedMatrix], grain: int) -> tuple[int, int]:
     if len(group) == 1:
-        view = group[0].view
-        return view.offset, view.stop
-    return min(matrix.view.offset for matrix in group), max(matrix.view.stop for matrix in group)
+        start, stop = group[0].view.offset, group[0].view.stop
+    else:
+        start = min(matrix.view.offset for matrix in group)
+        stop = max(matrix.view.stop for matrix in group)
+    return start // grain * grain, -(-stop // grain) * grain
 
 
 def _counted_from(start: int, matrix: PlannedMatrix) -> PlannedMatrix:
@@ -139,5 +155,6 @@ def _counted_from(start: int, matrix: PlannedMatrix) -> PlannedMatrix:
         proj=matrix.proj,
         expert_id=matrix.expert_id,
         is_shared_expert=matrix.is_shared_expert,
+        stack=matrix.stack,
         view=matrix.view.shifted(-start),
     )

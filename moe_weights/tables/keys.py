@@ -78,14 +78,21 @@ def metric_values(frame: pd.DataFrame, name: str, table: str) -> npt.NDArray[np.
     """Return a metric column as float64 (n_rows,), NaN for null.
 
     Raises:
-        InvalidDataError: the column holds text.
+        InvalidDataError: the column holds text or an infinite value.
     """
     try:
-        return frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        values = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise InvalidDataError(
             f"{table}.{name} holds values that are not numbers ({error}); run collect_data again"
         ) from error
+    infinite = np.flatnonzero(np.isinf(values))
+    if len(infinite):
+        raise InvalidDataError(
+            f"{table}.{name} is {values[infinite[0]]} in row {infinite[0]}; what is undefined is "
+            "null in tables that collect_data writes; run it again"
+        )
+    return values
 
 
 def with_block4(frame: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -133,9 +140,12 @@ def sort_rank(name: str, cell: Cell) -> tuple[bool, int, Cell]:
 
 
 def has_several_stacks(frames: Iterable[pd.DataFrame]) -> bool:
-    """Return whether the rows of all frames together name more than one stack."""
-    stacks: set[str | None] = set()
+    """Return whether the rows of all frames together name more than one stack.
+
+    A null is an empty name: CSV has one form for both.
+    """
+    stacks: set[str] = set()
     for frame in frames:
         if "stack" in frame.columns:
-            stacks.update(None if pd.isna(stack) else str(stack) for stack in frame["stack"])
+            stacks.update("" if pd.isna(stack) else str(stack) for stack in frame["stack"])
     return len(stacks) > 1

@@ -22,6 +22,7 @@ _KEYS = (
     Column("dtype", "string", "stored type by its NumPy or ml_dtypes name"),
 )
 PROVENANCE_COLUMNS = (
+    Column("stack", "string", "stack of layers; empty where the checkpoint has one stack"),
     Column("extracted_via", "string", "rule:<name>, fallback or fallback_after_packed_split"),
     Column("encoding", "string", "how the stored bytes were turned into numbers"),
     Column(
@@ -43,13 +44,14 @@ def matrix_stats_schema(metrics: Sequence[Column]) -> TableSchema:
 
 
 def matrix_stats_table(metrics: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """Return the table of all matrices, ordered by layer, projection, expert, name and file."""
+    """Return the table of all matrices, ordered by stack, layer, projection, expert, name, file."""
     return Table.from_rows(matrix_stats_schema(metrics), sorted(rows, key=matrix_sort_key))
 
 
 def matrix_sort_key(row: Row) -> tuple[object, ...]:
     """Return what rows about matrices are ordered by; a total order within a run."""
     return (
+        row["stack"],
         row["layer"],
         sort_rank("proj", row["proj"]),
         row["expert_id"],

@@ -200,9 +200,12 @@ def summarise(
         key: [cells[position] for cells in groups.keys] for position, key in enumerate(keys)
     }
     for label in summary.aggregates if metrics else ():
-        aggregated = _AGGREGATES[label][1](grouped)
+        with np.errstate(over="ignore", invalid="ignore"):
+            aggregated = _AGGREGATES[label][1](grouped)
         for metric in metrics:
-            values[f"{metric}__{label}"] = aggregated[metric].tolist()
+            # An aggregate beyond the range of float64 is undefined, hence null.
+            column = aggregated[metric].to_numpy(dtype=np.float64)
+            values[f"{metric}__{label}"] = np.where(np.isfinite(column), column, np.nan).tolist()
     n_groups = len(groups.keys)
     values["n"] = [int(n) for n in np.bincount(groups.group_of_row, minlength=n_groups)]
     if summary.source == "quant_sim":

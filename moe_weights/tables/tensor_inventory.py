@@ -16,6 +16,12 @@ _INDEX_COLUMNS = (
     Column("in_index", "bool", "the index's weight_map names the tensor"),
     Column("index_shard", "string", "shard that the index names; empty for tensors not in it"),
 )
+_ROLE = Column(
+    "role",
+    "string",
+    "routed_expert, shared_expert, router, router_bias, dense_mlp, attention, embedding, norm "
+    "or other",
+)
 
 
 def tensor_inventory_schema(*, index_mode: bool) -> TableSchema:
@@ -25,5 +31,5 @@ def tensor_inventory_schema(*, index_mode: bool) -> TableSchema:
         index_mode: The index chose the shards; only then `in_index` and `index_shard` exist.
     """
     # CONTRACT SURFACE: data/tensor_inventory.*
-    columns = (*_COLUMNS, *_INDEX_COLUMNS) if index_mode else _COLUMNS
+    columns = (*_COLUMNS, *(_INDEX_COLUMNS if index_mode else ()), _ROLE)
     return TableSchema("tensor_inventory", columns)

@@ -11,6 +11,7 @@ import numpy as np
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.commands.work import WorkSettings
+from moe_weights.decode.stored_tensor import StoredTensor
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit
 from moe_weights.quantize.round_trip import SchemeSpec
@@ -42,9 +43,15 @@ def plan_matrix(view: MatrixView, **changes: Any) -> PlannedMatrix:
         "proj": "gate_proj",
         "expert_id": 0,
         "is_shared_expert": False,
+        "stack": "text",
         "view": view,
     }
     return PlannedMatrix(**(values | changes))
+
+
+def plain_tensor(header: TensorHeader) -> StoredTensor:
+    """Return a tensor of plain floats."""
+    return StoredTensor(name=header.name, encoding="plain", header=header, shape=header.shape)
 
 
 def make_unit(
@@ -52,8 +59,7 @@ def make_unit(
 ) -> WorkUnit:
     """Return a unit over the elements `start` to `stop` of a tensor; all of them by default."""
     return WorkUnit(
-        source=header,
-        encoding="plain",
+        source=plain_tensor(header),
         extracted_via="rule:r",
         layout_evidence="rule",
         start=start,

@@ -1,0 +1,254 @@
+"""The ledger: what config.json declares, held against what the plan finds.
+
+1. Per (stack, layer, projection): the experts and shape expected and found, and a status.
+2. Per tensor: each byte of expert-looking tensors has exactly one fate.
+3. Complete means: every expected matrix once with its shape, nothing refused, nothing unmatched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from moe_weights.checkpoint.expert_expectation import ExpectedStack, ModelExpectation
+from moe_weights.extract.account import Account, Fate
+from moe_weights.extract.work_unit import WorkUnit
+
+_CANONICAL = ("gate_proj", "up_proj", "down_proj")
+
+
+class CoverageStatus(StrEnum):
+    """How one (stack, layer, projection) stands."""
+
+    COMPLETE = "complete"
+    MISSING = "missing"
+    EXTRA = "extra"
+    WRONG_SHAPE = "wrong_shape"
+    REFUSED = "refused"
+    NOT_EXPECTED = "not_expected"
+    UNKNOWN = "unknown"
+
+
+_FINE = frozenset({CoverageStatus.COMPLETE, CoverageStatus.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoverageEntry:
+    """Routed experts of one projection in one layer.
+
+    Attributes:
+        stack: Stack of layers.
+        layer: Layer id; -1 when unknown.
+        proj: Projection.
+        expected_experts: As config.json says; None when it does not.
+        found_experts: Distinct experts that will be measured.
+        expected_shape: (rows, cols), or None when config.json does not say.
+        found_shape: (rows, cols) of what was found; None when nothing or several shapes.
+        status: The verdict.
+    """
+
+    stack: str
+    layer: int
+    proj: str
+    expected_experts: int | None
+    found_experts: int
+    expected_shape: tuple[int, int] | None
+    found_shape: tuple[int, int] | None
+    status: CoverageStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """The whole ledger.
+
+    Attributes:
+        expectation: What config.json declares.
+        entries: Sorted by stack, layer and projection.
+        accounts: The fate of each expert-looking tensor.
+        complete: None when config.json declares nothing to hold against.
+    """
+
+    expectation: ModelExpectation
+    entries: tuple[CoverageEntry, ...]
+    accounts: tuple[Account, ...]
+    complete: bool | None
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Stored bytes of expert-looking tensors by fate."""
+        sums = dict.fromkeys((str(fate) for fate in Fate), 0)
+        for account in self.accounts:
+            sums[str(account.fate)] += account.nbytes
+        return sums
+
+    def of_fate(self, *fates: Fate) -> list[Account]:
+        """Return the tensors with one of these fates, by name."""
+        found = [account for account in self.accounts if account.fate in fates]
+        return sorted(found, key=lambda account: (account.tensor, account.file))
+
+    @property
+    def problems(self) -> list[CoverageEntry]:
+        """Entries that keep the ledger from being complete."""
+        return [entry for entry in self.entries if entry.status not in _FINE]
+
+
+_Key = tuple[str, int, str]
+
+
+@dataclass(slots=True)
+class _Found:
+    experts: dict[int, int]
+    shapes_of: dict[int, set[tuple[int, int]]]
+
+    @property
+    def shapes(self) -> set[tuple[int, int]]:
+        return set().union(*self.shapes_of.values())
+
+
+def cover(
+    units: Sequence[WorkUnit],
+    accounts: Iterable[Account],
+    expectation: ModelExpectation,
+    projections: frozenset[str] = frozenset(),
+) -> Coverage:
+    """Hold the planned matrices against config.json.
+
+    Args:
+        units: The plan's units.
+        accounts: The fate of each expert-looking tensor.
+        expectation: What config.json says.
+        projections: What one expert consists of, as a preset knows it; empty to go by what is
+            found.
+    """
+    found: dict[_Key, _Found] = {}
+    for unit in units:
+        for matrix in unit.matrices:
+            if matrix.is_shared_expert:
+                continue
+            key = (matrix.stack, matrix.layer, matrix.proj)
+            entry = found.setdefault(key, _Found({}, {}))
+            entry.experts[matrix.expert_id] = entry.experts.get(matrix.expert_id, 0) + 1
+            shape = (matrix.view.rows, matrix.view.cols)
+            entry.shapes_of.setdefault(matrix.expert_id, set()).add(shape)
+    kept = tuple(accounts)
+    refused = {(item.stack, item.layer, item.proj) for item in kept if item.fate is Fate.REFUSED}
+    keys = set(found) | set(_expected_keys(expectation, found, projections))
+    entries = tuple(
+        _entry(key, found.get(key), refused, expectation)
+        for key in sorted(keys, key=lambda key: (key[0], key[1], _rank(key[2]), key[2]))
+    )
+    lost = any(item.fate in {Fate.REFUSED, Fate.UNMATCHED} for item in kept)
+    complete = _is_complete([entry.status for entry in entries], lost=lost)
+    return Coverage(
+        expectation=expectation,
+        entries=entries,
+        accounts=kept,
+        complete=complete if expectation.stacks else None,
+    )
+
+
+def _is_complete(statuses: Sequence[CoverageStatus], *, lost: bool) -> bool | None:
+    """Return the verdict on a checkpoint whose config.json declares experts."""
+    if lost or not statuses or not _FINE.issuperset(statuses):
+        return False
+    # Where config.json declares experts and not how many, nothing can be held against it.
+    return True if CoverageStatus.COMPLETE in statuses else None
+
+
+def _rank(proj: str) -> int:
+    return _CANONICAL.index(proj) if proj in _CANONICAL else len(_CANONICAL)
+
+
+def _projections_seen(stack: str, found: dict[_Key, _Found]) -> frozenset[str]:
+    """Return what an expert consists of, where no preset knows it.
+
+    config.json does not say whether experts have a gate: none anywhere means that none is missing.
+    """
+    seen = frozenset(proj for name, _layer, proj in found if name == stack)
+    canonical = seen & frozenset(_CANONICAL)
+    if canonical:
+        return canonical | {"up_proj", "down_proj"}
+    return seen or frozenset(_CANONICAL)
+
+
+def _expected_keys(
+    expectation: ModelExpectation, found: dict[_Key, _Found], projections: frozenset[str]
+) -> Iterable[_Key]:
+    for stack in expectation.stacks:
+        projs = projections or _projections_seen(stack.stack, found)
+        for layer in stack.moe_layers or ():
+            for proj in projs:
+                yield (stack.stack, layer, proj)
+
+
+def _entry(
+    key: _Key,
+    found: _Found | None,
+    refused: set[_Key],
+    expectation: ModelExpectation,
+) -> CoverageEntry:
+    stack, layer, proj = key
+    declared = expectation.of(stack)
+    shapes = found.shapes if found else set()
+    n_found = len(found.experts) if found else 0
+    expected_shapes = _expected_shapes(declared, proj)
+    return CoverageEntry(
+        stack=stack,
+        layer=layer,
+        proj=proj,
+        expected_experts=declared.n_experts_in(layer) if declared else None,
+        found_experts=n_found,
+        expected_shape=expected_shapes[0] if len(expected_shapes) == 1 else None,
+        found_shape=next(iter(shapes)) if len(shapes) == 1 else None,
+        status=_status(key, found, declared, refused),
+    )
+
+
+def _status(
+    key: _Key,
+    found: _Found | None,
+    declared: ExpectedStack | None,
+    refused: set[_Key],
+) -> CoverageStatus:
+    stack, layer, proj = key
+    ids = set(found.experts) if found else set()
+    n_expected = declared.n_experts_in(layer) if declared else None
+    if declared is None:
+        return CoverageStatus.UNKNOWN
+    if declared.moe_layers is not None and layer not in declared.moe_layers:
+        return CoverageStatus.NOT_EXPECTED
+    if n_expected is None:
+        return CoverageStatus.UNKNOWN
+    expected_ids = set(range(n_expected))
+    if not expected_ids <= ids:
+        hidden = {(stack, layer, proj), (stack, layer, "")}
+        return CoverageStatus.REFUSED if hidden & refused else CoverageStatus.MISSING
+    if ids != expected_ids or (found and max(found.experts.values()) > 1):
+        return CoverageStatus.EXTRA
+    if found and declared.expert_widths and not _has_shapes(found, declared, proj):
+        return CoverageStatus.WRONG_SHAPE
+    return CoverageStatus.COMPLETE
+
+
+def _has_shapes(found: _Found, declared: ExpectedStack, proj: str) -> bool:
+    """Each expert has the shape that config.json gives its id."""
+    for expert, shapes in found.shapes_of.items():
+        allowed = _shapes(declared.hidden_size, declared.widths_of(expert), proj)
+        if allowed and not shapes <= set(allowed):
+            return False
+    return True
+
+
+def _expected_shapes(declared: ExpectedStack | None, proj: str) -> list[tuple[int, int]]:
+    if declared is None:
+        return []
+    return _shapes(declared.hidden_size, declared.expert_widths, proj)
+
+
+def _shapes(hidden: int | None, widths: tuple[int, ...], proj: str) -> list[tuple[int, int]]:
+    if hidden is None or proj not in _CANONICAL:
+        return []
+    if proj == "down_proj":
+        return [(hidden, width) for width in widths]
+    return [(width, hidden) for width in widths]

@@ -1,0 +1,365 @@
+"""The ledger: config.json held against the plan, and the one fate of every byte."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.extract.account import Fate
+from moe_weights.extract.coverage import CoverageEntry
+from moe_weights.extract.plan import ExtractionPlan
+from tests.support.extraction import (
+    make_header,
+    make_headers,
+    make_preset,
+    make_rule,
+    plan_headers,
+    rules,
+)
+
+SHAPES: Mapping[str, tuple[int, int]] = {
+    "gate_proj": (6, 8),
+    "up_proj": (6, 8),
+    "down_proj": (8, 6),
+}
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "num_experts": 2,
+    "hidden_size": 8,
+    "moe_intermediate_size": 6,
+    "num_hidden_layers": 2,
+}
+
+
+def name_of(layer: int, expert: int, proj: str) -> str:
+    return f"model.layers.{layer}.mlp.experts.{expert}.{proj}.weight"
+
+
+def experts(
+    layers: Sequence[int] = (0, 1), n_experts: int = 2, projs: Sequence[str] = tuple(SHAPES)
+) -> dict[str, Sequence[int]]:
+    """Return the names and shapes of whole layers."""
+    return {
+        name_of(layer, expert, proj): SHAPES[proj]
+        for layer in layers
+        for expert in range(n_experts)
+        for proj in projs
+    }
+
+
+class LedgerCase(unittest.TestCase):
+    def plan(
+        self,
+        tensors: Mapping[str, Sequence[int]],
+        config: Mapping[str, Any] = CONFIG,
+        changes: dict[str, Any] | None = None,
+        more: Sequence[TensorHeader] = (),
+        **options: Any,
+    ) -> ExtractionPlan:
+        headers = [*make_headers(tensors), *more]
+        return plan_headers(headers, changes, model_config=config, **options)
+
+    def statuses(self, plan: ExtractionPlan) -> dict[str, str]:
+        """Return `layer proj` and status of all entries that are not complete."""
+        return {
+            f"{entry.layer} {entry.proj}": str(entry.status)
+            for entry in plan.coverage.entries
+            if entry.status != "complete"
+        }
+
+    def assert_incomplete(self, plan: ExtractionPlan, statuses: dict[str, str]) -> None:
+        self.assertEqual(self.statuses(plan), statuses)
+        self.assertIs(plan.coverage.complete, False)
+        self.assertEqual(
+            {f"{item.layer} {item.proj}" for item in plan.coverage.problems},
+            {key for key, status in statuses.items() if status != "unknown"},
+        )
+
+
+class Complete(LedgerCase):
+    def test_is_every_expert_of_every_layer_once_with_its_shape(self) -> None:
+        coverage = self.plan(experts()).coverage
+        self.assertIs(coverage.complete, True)
+        self.assertEqual(coverage.problems, [])
+        self.assertEqual(
+            coverage.entries[2],
+            CoverageEntry(
+                stack="text",
+                layer=0,
+                proj="down_proj",
+                expected_experts=2,
+                found_experts=2,
+                expected_shape=(8, 6),
+                found_shape=(8, 6),
+                status=coverage.entries[0].status,
+            ),
+        )
+        self.assertEqual(
+            [(entry.layer, entry.proj) for entry in coverage.entries],
+            [(layer, proj) for layer in (0, 1) for proj in SHAPES],
+        )
+
+    def test_is_also_what_has_no_gate_anywhere(self) -> None:
+        self.assertIs(self.plan(experts(projs=["up_proj", "down_proj"])).coverage.complete, True)
+
+    def test_is_also_what_lies_in_banks(self) -> None:
+        tensors = {
+            f"model.layers.{layer}.mlp.experts.{proj}.weight": (2, *shape)
+            for layer in (0, 1)
+            for proj, shape in SHAPES.items()
+        }
+        self.assertIs(self.plan(tensors).coverage.complete, True)
+
+    def test_sorts_layers_as_numbers(self) -> None:
+        plan = self.plan(experts(layers=range(11)), CONFIG | {"num_hidden_layers": 11})
+        layers = [entry.layer for entry in plan.coverage.entries]
+        self.assertEqual(layers, sorted(layers))
+        self.assertIs(plan.coverage.complete, True)
+
+    def test_does_not_ask_for_experts_in_dense_layers(self) -> None:
+        config = CONFIG | {"mlp_only_layers": [0]}
+        self.assertIs(self.plan(experts(layers=[1]), config).coverage.complete, True)
+
+    def test_is_unhurt_by_look_alikes_excluded_and_shared_experts(self) -> None:
+        mlp = "model.layers.0.mlp"
+        extra = {
+            f"{mlp}.shared_expert.up_proj.weight": (24, 8),
+            f"{mlp}.shared_expert_gate.weight": (1, 8),
+            f"{mlp}.experts.e_score_correction_bias": (2,),
+        }
+        for changes in ({}, {"scan.include_shared_expert": False}):
+            plan = self.plan(experts() | extra, changes=changes)
+            self.assertIs(plan.coverage.complete, True)
+
+    def test_counts_experts_by_layer_where_config_json_does(self) -> None:
+        config = CONFIG | {"num_experts": [2, 4]}
+        tensors = {**experts(layers=[0]), **experts(layers=[1], n_experts=4)}
+        plan = self.plan(tensors, config)
+        self.assertIs(plan.coverage.complete, True)
+        self.assertEqual([entry.expected_experts for entry in plan.coverage.entries][::3], [2, 4])
+
+    def test_knows_ids_of_different_width_in_one_layer(self) -> None:
+        config = {
+            "model_type": "ernie4_5_vl_moe",
+            "moe_num_experts": 1,
+            "moe_intermediate_size": [6, 4],
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "mlp_layer_types": ["sparse"],
+        }
+        tensors = {
+            name_of(0, expert, proj): (8, width) if proj == "down_proj" else (width, 8)
+            for expert, width in ((0, 6), (1, 4))
+            for proj in SHAPES
+        }
+        self.assertIs(self.plan(tensors, config).coverage.complete, True)
+        swapped = {
+            name: (8, 4 if ".0.down" in name else 6) if "down" in name else shape
+            for name, shape in tensors.items()
+        }
+        self.assert_incomplete(self.plan(swapped, config), {"0 down_proj": "wrong_shape"})
+
+
+class Missing(LedgerCase):
+    def test_is_a_layer_an_expert_or_a_projection_that_is_not_there(self) -> None:
+        self.assert_incomplete(
+            self.plan(experts(layers=[0])), {f"1 {proj}": "missing" for proj in SHAPES}
+        )
+        tensors = experts()
+        del tensors[name_of(1, 1, "up_proj")]
+        self.assert_incomplete(self.plan(tensors), {"1 up_proj": "missing"})
+        tensors = {n: s for n, s in experts().items() if "layers.1" not in n or "gate" not in n}
+        self.assert_incomplete(self.plan(tensors), {"1 gate_proj": "missing"})
+
+    def test_is_everything_where_nothing_was_found(self) -> None:
+        plan = self.plan({"model.norm.weight": (8,)})
+        self.assert_incomplete(
+            plan, {f"{layer} {proj}": "missing" for layer in (0, 1) for proj in SHAPES}
+        )
+        self.assertEqual({entry.found_shape for entry in plan.coverage.entries}, {None})
+
+    def test_is_an_id_within_the_count_although_another_one_is_there_beyond_it(self) -> None:
+        tensors = experts()
+        tensors[name_of(0, 7, "up_proj")] = tensors.pop(name_of(0, 1, "up_proj"))
+        self.assert_incomplete(self.plan(tensors), {"0 up_proj": "missing"})
+
+
+class Extra(LedgerCase):
+    def test_is_an_id_beyond_the_count(self) -> None:
+        tensors = {**experts(), name_of(0, 2, "up_proj"): (6, 8)}
+        self.assert_incomplete(self.plan(tensors), {"0 up_proj": "extra"})
+
+    def test_is_one_expert_twice(self) -> None:
+        again = make_header(name_of(0, 1, "up_proj"), (6, 8), file="model-9.safetensors")
+        self.assert_incomplete(self.plan(experts(), more=[again]), {"0 up_proj": "extra"})
+
+    def test_is_a_bank_with_padding(self) -> None:
+        tensors = {
+            f"model.layers.{layer}.mlp.experts.{proj}.weight": (3, *shape)
+            for layer in (0, 1)
+            for proj, shape in SHAPES.items()
+        }
+        plan = self.plan(tensors)
+        self.assertEqual(set(self.statuses(plan).values()), {"extra"})
+        self.assertIs(plan.coverage.complete, False)
+
+
+class WrongShape(LedgerCase):
+    def test_is_a_shape_that_config_json_does_not_give(self) -> None:
+        tensors = experts() | {name_of(0, 1, "up_proj"): (8, 6)}
+        plan = self.plan(tensors)
+        self.assert_incomplete(plan, {"0 up_proj": "wrong_shape"})
+        (entry,) = plan.coverage.problems
+        self.assertEqual((entry.expected_shape, entry.found_shape), ((6, 8), None))
+
+    def test_is_not_held_against_several_widths_or_unknown_sizes(self) -> None:
+        for changed in ({"hidden_size": None}, {"moe_intermediate_size": None}):
+            config = {k: v for k, v in (CONFIG | changed).items() if v is not None}
+            plan = self.plan(experts() | {name_of(0, 1, "up_proj"): (6, 8)}, config)
+            self.assertEqual(self.statuses(plan), {})
+            self.assertEqual({entry.expected_shape for entry in plan.coverage.entries}, {None})
+
+    def test_is_not_asked_of_projections_of_other_names(self) -> None:
+        name = "model.layers.0.mlp.experts.{}.linear.weight"
+        tensors = {name.format(expert): (5, 5) for expert in (0, 1)}
+        rule = make_rule(r".*experts\.\d+\.(linear)", proj_group=1)
+        plan = self.plan(tensors, CONFIG | {"num_hidden_layers": 1}, rules(rule))
+        self.assertEqual([(e.proj, str(e.status), e.expected_shape) for e in plan.coverage.entries],
+                         [("linear", "complete", None)])  # fmt: skip
+
+
+class RefusedOrUnmatched(LedgerCase):
+    def test_is_what_is_missing_because_it_was_refused(self) -> None:
+        tensors = experts()
+        name = name_of(0, 1, "up_proj")
+        del tensors[name]
+        plan = self.plan(tensors, more=[make_header(name, (6, 8), "F8_E4M3")])
+        self.assert_incomplete(plan, {"0 up_proj": "refused"})
+        (lost,) = plan.coverage.of_fate(Fate.REFUSED)
+        self.assertEqual((lost.tensor, lost.detail), (name, "missing_companion"))
+
+    def test_covers_all_projections_of_a_layer_where_the_name_tells_none(self) -> None:
+        tensors = experts(layers=[1])
+        name = "model.layers.0.mlp.experts.fused"
+        plan = self.plan(tensors, more=[make_header(name, (2, 6, 8), "U8")])
+        self.assert_incomplete(plan, {f"0 {proj}": "refused" for proj in SHAPES})
+
+    def test_keeps_a_ledger_incomplete_even_with_every_expert_found(self) -> None:
+        for more, fate in (
+            (make_header("model.layers.0.mlp.experts.odd", (2, 6, 8)), Fate.UNMATCHED),
+            (make_header("model.layers.0.mlp.experts.0.scales", (2, 6)), Fate.UNMATCHED),
+            (make_header("model.layers.0.mlp.experts.blob", (2, 6), "U8"), Fate.REFUSED),
+        ):
+            plan = self.plan(experts(), more=[more])
+            self.assertEqual(self.statuses(plan), {})
+            self.assertIs(plan.coverage.complete, False)
+            self.assertEqual([x.tensor for x in plan.coverage.of_fate(fate)], [more.name])
+
+
+class NotExpected(LedgerCase):
+    def test_are_experts_in_a_layer_that_has_none(self) -> None:
+        config = CONFIG | {"mlp_only_layers": [1]}
+        self.assert_incomplete(
+            self.plan(experts(), config), {f"1 {proj}": "not_expected" for proj in SHAPES}
+        )
+
+
+class Unknown(LedgerCase):
+    def test_is_everything_without_a_config_json_and_the_verdict_too(self) -> None:
+        plan = self.plan(experts(layers=[0]), {})
+        self.assertIsNone(plan.coverage.complete)
+        self.assertEqual(self.statuses(plan), {f"0 {proj}": "unknown" for proj in SHAPES})
+        self.assertEqual(plan.coverage.problems, [])
+
+    def test_is_a_stack_that_config_json_does_not_describe(self) -> None:
+        tensors = experts() | {
+            f"mtp.layers.0.mlp.experts.0.{proj}.weight": shape for proj, shape in SHAPES.items()
+        }
+        plan = self.plan(tensors)
+        self.assertEqual(self.statuses(plan), {f"0 {proj}": "unknown" for proj in SHAPES})
+        self.assertEqual({e.stack for e in plan.coverage.entries if e.status == "unknown"}, {"mtp"})
+        self.assertIs(plan.coverage.complete, True)
+
+    def test_is_a_count_that_config_json_leaves_open(self) -> None:
+        plan = self.plan(experts(), CONFIG | {"num_experts": "many"})
+        self.assertEqual(set(self.statuses(plan).values()), {"unknown"})
+        self.assertIsNone(plan.coverage.complete)
+
+    def test_layers_and_nothing_found_are_not_complete(self) -> None:
+        config = {key: value for key, value in CONFIG.items() if key != "num_hidden_layers"}
+        plan = self.plan({"model.norm.weight": (8,)}, config)
+        self.assertEqual(plan.coverage.entries, ())
+        self.assertIs(plan.coverage.complete, False)
+
+    def test_layers_leave_what_was_found_to_be_judged_by_count(self) -> None:
+        config = {key: value for key, value in CONFIG.items() if key != "num_hidden_layers"}
+        self.assertIs(self.plan(experts(layers=[5]), config).coverage.complete, True)
+
+
+class Bytes(LedgerCase):
+    """Every byte of every expert-looking tensor has one fate."""
+
+    def test_sum_to_those_of_all_expert_looking_tensors(self) -> None:
+        fp8 = name_of(0, 0, "up_proj")
+        orphan = name_of(0, 1, "up_proj")
+        headers = [
+            make_header(fp8, (128, 128), "F8_E4M3"),
+            make_header(f"{fp8}_scale_inv", (1, 1), "F32", file="other.safetensors"),
+            make_header(orphan, (128, 128), "F8_E4M3"),
+            make_header(name_of(1, 0, "gate_proj"), (128, 128)),
+            make_header("model.layers.0.mlp.shared_experts.up_proj.weight", (128, 128)),
+            make_header("model.layers.0.mlp.experts.odd", (3, 3)),
+            make_header("model.layers.0.mlp.experts.none", (0, 3)),
+            make_header("model.layers.0.mlp.experts.0.scales", (7,)),
+            make_header("model.layers.0.mlp.experts.e_score_correction_bias", (2,), "F32"),
+            make_header("model.layers.0.mlp.experts.0.up_proj.lora_A.weight", (2, 8)),
+            make_header("model.layers.0.mlp.experts.ids", (5,), "I64"),
+            make_header(name_of(1, 0, "gate_proj"), (128, 128), file="original/m.safetensors"),
+        ]
+        dense = [make_header("model.norm.weight", (128,)), make_header("lm_head.weight", (9, 9))]
+        for changes in (
+            {},
+            {"scan.include_shared_expert": False},
+            {"scan.experts_only": False},
+            {"extract_rules": []},
+        ):
+            plan = plan_headers([*headers, *dense], changes)
+            with self.subTest(changes=changes):
+                by_fate = plan.coverage.nbytes
+                self.assertEqual(set(by_fate), {str(fate) for fate in Fate})
+                self.assertEqual(sum(by_fate.values()), sum(header.nbytes for header in headers))
+                places = [(item.tensor, item.file) for item in plan.accounts]
+                self.assertEqual(len(places), len(set(places)))
+                explained = set(plan.companions)
+                self.assertEqual(
+                    {tensor for tensor, _file in places} | explained,
+                    {header.name for header in headers},
+                )
+                self.assertEqual(by_fate["measured"], plan.nbytes)
+                left_out = 128 * 128 * 2 if "scan.include_shared_expert" in changes else 0
+                self.assertEqual(by_fate["excluded"], left_out)
+
+    def test_of_what_is_measured_beside_experts_do_not_count(self) -> None:
+        dense = {"model.layers.0.mlp.up_proj.weight": (24, 8), "model.norm.weight": (0,)}
+        plan = self.plan(experts() | dense, changes={"scan.experts_only": False})
+        self.assertEqual(len(plan.units), len(experts()) + 1)
+        self.assertEqual(plan.coverage.nbytes["measured"], 12 * 96)
+        self.assertEqual(plan.coverage.nbytes["unmatched"], 0)
+        self.assertIs(plan.coverage.complete, True)
+        self.assertEqual(plan.in_scope, set(experts()) | set(dense))
+
+    def test_that_were_all_refused_end_the_run_whatever_the_filter(self) -> None:
+        header = make_header(name_of(0, 0, "up_proj"), (6, 8), "F8_E4M3")
+        for changes in ({}, {"scan.experts_only": False}):
+            self.assertTrue(plan_headers([header], changes).measures_nothing_but_refused)
+
+
+class ProjectionsOfAPreset(LedgerCase):
+    def test_are_what_an_expert_consists_of(self) -> None:
+        preset = make_preset(
+            make_rule(r".*experts\.(\d+)\.(up|down)_proj", expert_group=1), name="p"
+        )
+        plan = self.plan(experts(projs=["up_proj", "down_proj"]), preset=preset)
+        self.assertIs(plan.coverage.complete, True)
