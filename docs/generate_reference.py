@@ -4,7 +4,7 @@ python docs/generate_reference.py            rewrite them
 python docs/generate_reference.py --check    exit 1 when the committed text differs
 
 1. A generated part stands between `<!-- generated:NAME -->` and `<!-- /generated:NAME -->`.
-2. Its text comes from the config models, the table schemas, the exit codes and the parser.
+2. Its text comes from the config models, table schemas, presets, encodings, exit codes and parser.
 3. Output of commands is what they print when they are run here (`worked_examples`).
 """
 
@@ -19,7 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
-from reference_texts import ARTIFACTS, EXIT_CODE_MEANINGS, KIND_MEANINGS, UNMATCHED_MEANINGS
+import reference_extraction
+from markdown_tables import code, escape, first_paragraph, table
+from reference_texts import ARTIFACTS, EXIT_CODE_MEANINGS, KIND_MEANINGS
 from worked_examples import example_blocks
 
 from moe_weights.cli import _build_parser
@@ -28,10 +30,10 @@ from moe_weights.config.load import parse_config
 from moe_weights.config.reference import ConfigKeyReference, config_reference
 from moe_weights.config.template import template_config
 from moe_weights.errors import ExitCode, MoeWeightsError
-from moe_weights.extract.outcome import UnmatchedReason
 from moe_weights.findings import FindingKind
 from moe_weights.measure.matrix_metrics import metric_columns
 from moe_weights.measure.settings import MeasureSettings
+from moe_weights.tables.coverage import COVERAGE_SCHEMA
 from moe_weights.tables.deltas import deltas_schema
 from moe_weights.tables.matrix_stats import matrix_stats_schema
 from moe_weights.tables.projection_report import PROJECTION_REPORT_SCHEMA
@@ -56,9 +58,15 @@ def generated_parts() -> dict[str, str]:
         "config-sections": _config_sections,
         "config": _config,
         "columns": _columns,
-        "reasons": _reasons,
+        "reasons": reference_extraction.reasons,
         "warning-kinds": _warning_kinds,
         "errors": _errors,
+        "presets": reference_extraction.presets,
+        "encodings": reference_extraction.encodings,
+        "coverage-statuses": reference_extraction.coverage_statuses,
+        "fates": reference_extraction.fates,
+        "lookalikes": reference_extraction.lookalikes,
+        "roles": reference_extraction.roles,
     }
     texts = {name: "\n".join(make()) for name, make in parts.items()}
     return {name: text + "\n" for name, text in (texts | example_blocks()).items()}
@@ -112,11 +120,20 @@ def _commands() -> Iterator[str]:
         for action in parser._actions:
             if isinstance(action, argparse._HelpAction):
                 continue
+            if isinstance(action, argparse._SubParsersAction):
+                rows += [_action_row(word, below) for word, below in action.choices.items()]
+                continue
             option = action.option_strings[-1]
             value = "" if action.nargs == 0 else f" {action.metavar or _value_name(action)}"
             meaning = (action.help or "") + (" (required)" if action.required else "")
             rows.append(("", code(option + value), escape(meaning)))
-    return _table(("command", "option", "meaning"), rows)
+    return table(("command", "option", "meaning"), rows)
+
+
+def _action_row(word: str, parser: argparse.ArgumentParser) -> tuple[str, str, str]:
+    """Return the row of a second word, such as `show` of `presets show NAME`."""
+    values = [str(action.metavar) for action in parser._actions if not action.option_strings]
+    return ("", code(" ".join([word, *values])), escape(parser.description or ""))
 
 
 def command_parsers() -> dict[str, argparse.ArgumentParser]:
@@ -135,7 +152,7 @@ def _value_name(action: argparse.Action) -> str:
 
 def _exit_codes() -> Iterator[str]:
     rows = [(str(int(code_)), escape(EXIT_CODE_MEANINGS[code_])) for code_ in ExitCode]
-    return _table(("code", "meaning"), rows)
+    return table(("code", "meaning"), rows)
 
 
 def _artifacts() -> Iterator[str]:
@@ -144,7 +161,7 @@ def _artifacts() -> Iterator[str]:
         path, when, answer = line.split(" | ")
         file = path if path.endswith(".json") else path + ".{parquet,csv}"
         rows.append((code(file), escape(when), escape(answer)))
-    return _table(("file", "written by, or when", "what it answers"), rows)
+    return table(("file", "written by, or when", "what it answers"), rows)
 
 
 def _config_sections() -> Iterator[str]:
@@ -153,7 +170,7 @@ def _config_sections() -> Iterator[str]:
         for row in config_reference()
         if "." not in row.key
     ]
-    return _table(("key", "type", "meaning"), rows)
+    return table(("key", "type", "meaning"), rows)
 
 
 def _config() -> Iterator[str]:
@@ -167,7 +184,7 @@ def _config() -> Iterator[str]:
         )
         for row in config_reference()
     ]
-    return _table(("key", "type", "in the template", "when absent", "meaning"), rows)
+    return table(("key", "type", "in the template", "when absent", "meaning"), rows)
 
 
 def _default(text: str, row: ConfigKeyReference) -> str:
@@ -192,6 +209,7 @@ def template_schemas() -> tuple[TableSchema, ...]:
         matrix_stats_schema(metric_columns(settings)),
         quant_sim_schema(),
         UNMATCHED_TENSORS_SCHEMA,
+        COVERAGE_SCHEMA,
         WARNINGS_SCHEMA,
         PROJECTION_REPORT_SCHEMA,
         deltas_schema(by_stack=False),
@@ -209,7 +227,7 @@ def _columns() -> Iterator[str]:
 
 
 def _column_table(columns: Iterable[Column]) -> Iterator[str]:
-    return _table(
+    return table(
         ("column", "type", "unit", "meaning"),
         [
             (code(column.name), escape(column.dtype), escape(column.unit), escape(column.meaning))
@@ -223,8 +241,8 @@ def _summary_columns(schemas: dict[str, TableSchema]) -> Iterator[str]:
     yield ""
     yield (
         "One row per group. First the group columns, then `<metric>__<aggregate>` for each metric "
-        "and aggregate, then `n` (rows in the group); B tables end with `n_error` (rows whose "
-        "simulation failed)."
+        "and aggregate, then `stack` where the checkpoint has several (it is a group column too), "
+        "then `n` (rows in the group); B tables end with `n_error` (rows whose simulation failed)."
     )
     yield ""
     rows = []
@@ -238,26 +256,21 @@ def _summary_columns(schemas: dict[str, TableSchema]) -> Iterator[str]:
                 ", ".join(map(code, summary_metrics(summary, source))),
             )
         )
-    yield from _table(("table", "grouped by", "aggregates", "metrics"), rows)
-
-
-def _reasons() -> Iterator[str]:
-    rows = [(code(reason), escape(UNMATCHED_MEANINGS[reason])) for reason in UnmatchedReason]
-    return _table(("reason", "meaning"), rows)
+    yield from table(("table", "grouped by", "aggregates", "metrics"), rows)
 
 
 def _warning_kinds() -> Iterator[str]:
-    return _table(
+    return table(
         ("kind", "about"), [(code(kind), escape(KIND_MEANINGS[kind])) for kind in FindingKind]
     )
 
 
 def _errors() -> Iterator[str]:
     rows = [
-        (code(error.__name__), str(int(error.exit_code)), escape(_first_sentence(error)))
+        (code(error.__name__), str(int(error.exit_code)), escape(first_paragraph(error)))
         for error in _error_tree(MoeWeightsError)
     ]
-    return _table(("error", "exit code", "meaning"), rows)
+    return table(("error", "exit code", "meaning"), rows)
 
 
 def _error_tree(root: type[MoeWeightsError]) -> Iterator[type[MoeWeightsError]]:
@@ -265,29 +278,6 @@ def _error_tree(root: type[MoeWeightsError]) -> Iterator[type[MoeWeightsError]]:
         if error.__module__ == MoeWeightsError.__module__:
             yield error
             yield from _error_tree(error)
-
-
-def _first_sentence(documented: type) -> str:
-    return " ".join((documented.__doc__ or "").split("\n\n")[0].split())
-
-
-def code(text: str) -> str:
-    """Return a table cell that shows `text` as code."""
-    return "`" + str(text).replace("|", "\\|") + "`"
-
-
-def escape(text: str) -> str:
-    """Return a table cell that shows `text` letter by letter."""
-    for plain, escaped in (("|", "\\|"), ("<", "&lt;"), ("*", "\\*")):
-        text = text.replace(plain, escaped)
-    return text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + " --- |" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
 
 
 if __name__ == "__main__":

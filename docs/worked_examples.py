@@ -1,8 +1,6 @@
 """What do the commands print for the README's examples?
 
-Two tiny checkpoints, written here, whose experts are stored in ways that the template config does
-not know; the rules that describe them; and the output of the commands on them and on
-`examples/tiny_olmoe`.
+The output of the commands on the checkpoints of `example_checkpoints` and on `examples/tiny_olmoe`.
 """
 
 from __future__ import annotations
@@ -20,79 +18,29 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import ml_dtypes
-import numpy as np
-from safetensors.numpy import save_file
+from example_checkpoints import (
+    FUSED_RULE,
+    TRANSPOSED_FUSED_RULE,
+    TRANSPOSED_RULE,
+    UNUSUAL_LOOKALIKES,
+    UNUSUAL_RULES,
+    write_ambiguous_checkpoint,
+    write_fused_checkpoint,
+    write_unusual_checkpoint,
+)
 
 from moe_weights import open_run
 from moe_weights.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-N_LAYERS, N_EXPERTS, HIDDEN, WIDTH = 2, 4, 96, 64
-
-FUSED_RULE: dict[str, Any] = {
-    "name": "fused_gate_up",
-    "match": r".*\.experts\.gate_up_proj$",
-    "ndim": 3,
-    "layout": {"expert_axis": 0, "rows_axis": 1, "cols_axis": 2},
-    "packed_split": {
-        "axis": "rows",
-        "splits": [WIDTH, WIDTH],
-        "projs": ["gate_proj", "up_proj"],
-    },
-}
-TRANSPOSED_RULE: dict[str, Any] = {
-    "name": "transposed_down",
-    "match": r".*\.experts\.down_proj$",
-    "ndim": 3,
-    "layout": {"expert_axis": 0, "rows_axis": 2, "cols_axis": 1},
-}
-TRANSPOSED_FUSED_RULE: dict[str, Any] = {
-    **FUSED_RULE,
-    "name": "transposed_fused_gate_up",
-    "layout": {"expert_axis": 0, "rows_axis": 2, "cols_axis": 1},
-}
 
 
-def example_matrices() -> dict[tuple[int, str, int], np.ndarray]:
-    """Return every expert matrix (R, C) of both examples by (layer, projection, expert)."""
-    generator = np.random.default_rng(0)
-    shapes = {
-        "gate_proj": (WIDTH, HIDDEN),
-        "up_proj": (WIDTH, HIDDEN),
-        "down_proj": (HIDDEN, WIDTH),
-    }
-    return {
-        (layer, proj, expert): generator.normal(size=shape).astype(ml_dtypes.bfloat16)
-        for layer in range(N_LAYERS)
-        for proj, shape in shapes.items()
-        for expert in range(N_EXPERTS)
-    }
-
-
-def write_fused_checkpoint(folder: Path) -> None:
-    """Write the matrices with gate and up fused along the rows: (E, 2I, H) and (E, H, I)."""
-    tensors = {}
-    for layer in range(N_LAYERS):
-        gate, up, down = _banks(layer)
-        prefix = f"model.layers.{layer}.mlp.experts"
-        tensors[f"{prefix}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
-        tensors[f"{prefix}.down_proj"] = down
-    _write(folder, tensors)
-
-
-def write_transposed_checkpoint(folder: Path) -> None:
-    """Write the same with every matrix transposed: (E, H, 2I) and (E, I, H)."""
-    tensors = {}
-    for layer in range(N_LAYERS):
-        gate, up, down = _banks(layer)
-        prefix = f"model.layers.{layer}.feed_forward.experts"
-        tensors[f"{prefix}.gate_up_proj"] = np.concatenate([gate, up], axis=1).swapaxes(1, 2)
-        tensors[f"{prefix}.down_proj"] = down.swapaxes(1, 2)
-    _write(folder, tensors)
-
-
-def init_example(root: Path, model_path: Path, rules: Sequence[dict[str, Any]]) -> Path:
+def init_example(
+    root: Path,
+    model_path: Path,
+    rules: Sequence[dict[str, Any]],
+    lookalikes: Sequence[dict[str, str]] = (),
+) -> Path:
     """Make a run `<root>/<model>/first` whose config begins with `rules`; return its folder."""
     run_command(
         "init-run", "--root", root, "--model-id", model_path.name, "--run-name", "first",
@@ -102,6 +50,7 @@ def init_example(root: Path, model_path: Path, rules: Sequence[dict[str, Any]]) 
     config_path = run / "analysis_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config["extract_rules"] = [*rules, *config["extract_rules"]]
+    config["parsing"]["lookalikes"] = list(lookalikes)
     config_path.write_text(json.dumps(config), encoding="utf-8")
     return run
 
@@ -127,11 +76,21 @@ def example_blocks() -> dict[str, str]:
         write_fused_checkpoint(folder / "my_model")
         bare = init_example(folder / "bare", folder / "my_model", [])
         ruled = init_example(folder / "ruled", folder / "my_model", [FUSED_RULE])
+        write_unusual_checkpoint(folder / "unheard_of")
+        unusual = init_example(
+            folder / "unusual", folder / "unheard_of", UNUSUAL_RULES, UNUSUAL_LOOKALIKES
+        )
+        write_ambiguous_checkpoint(folder / "square")
+        square = init_example(folder / "square_run", folder / "square", [])
         return {
             "fused-rule": _block("json", _rules_json(FUSED_RULE)),
             "transposed-rules": _block("json", _rules_json(TRANSPOSED_RULE, TRANSPOSED_FUSED_RULE)),
             "plan-without-rule": _block("text", _plan(bare, folder)),
             "plan-with-rule": _block("text", _plan(ruled, folder)),
+            "unusual-rules": _block("json", _rules_json(*UNUSUAL_RULES)),
+            "unusual-lookalikes": _block("json", _lookalikes_json(*UNUSUAL_LOOKALIKES)),
+            "plan-unusual": _block("text", _plan(unusual, folder)),
+            "ambiguous-warning": _block("text", _refusal(square, folder)),
             **_demo(folder / "runs"),
         }
 
@@ -145,30 +104,15 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def _banks(layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    matrices = example_matrices()
-    gate, up, down = (
-        np.stack([matrices[layer, proj, expert] for expert in range(N_EXPERTS)])
-        for proj in ("gate_proj", "up_proj", "down_proj")
-    )
-    return gate, up, down
-
-
-def _write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    folder.mkdir(parents=True)
-    stored = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    save_file(stored, folder / "model.safetensors")
-    config = {
-        "hidden_size": HIDDEN,
-        "moe_intermediate_size": WIDTH,
-        "num_experts": N_EXPERTS,
-        "num_hidden_layers": N_LAYERS,
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
 def _plan(run: Path, folder: Path) -> str:
     return _tidy(run_command("collect-data", "--run-dir", run, "--plan"), folder)
+
+
+def _refusal(run: Path, folder: Path) -> str:
+    """Return the warning and the hint about the first tensor that a plan refuses."""
+    lines = _plan(run, folder).splitlines()
+    position = next(n for n, line in enumerate(lines) if "refused (" in line)
+    return "\n".join(lines[position : position + 2])
 
 
 def _demo(root: Path) -> dict[str, str]:
@@ -203,6 +147,12 @@ def _rules_json(*rules: dict[str, Any]) -> str:
         "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in rule.items()) + "\n}"
         for rule in rules
     )
+
+
+def _lookalikes_json(*lookalikes: dict[str, str]) -> str:
+    """Return look-alikes as they stand in `parsing`."""
+    lines = ",\n".join(f"  {json.dumps(item)}" for item in lookalikes)
+    return f'"lookalikes": [\n{lines}\n]'
 
 
 def _block(language: str, text: str) -> str:
