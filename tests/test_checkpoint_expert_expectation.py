@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import unittest
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
 from moe_weights.checkpoint.expert_expectation import ModelExpectation, expect_experts
 from tests.support.expert_configs import MIXTRAL, Config
+
+try:
+    from hypothesis import given
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise unittest.SkipTest("hypothesis is not installed") from error
 
 
 class NoExpertsAreExpected(unittest.TestCase):

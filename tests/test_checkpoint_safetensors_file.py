@@ -8,13 +8,17 @@ from unittest import mock
 
 import numpy as np
 import safetensors
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.errors import CheckpointError
 from tests.support.checkpoints import CODE_OF_DTYPE, entry, raw_safetensors, to_safetensors
+
+try:
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise unittest.SkipTest("hypothesis is not installed") from error
 
 ADVICE = "\n  how to fix: download the file again, or write it again with the safetensors library"
 F32 = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -15,8 +15,6 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moe_weights.checkpoint import tensor_reader
 from moe_weights.checkpoint.npz_file import read_npz_headers
@@ -26,6 +24,12 @@ from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
 from moe_weights.errors import CheckpointError
 from tests.support.archives import npy_bytes, patch_directory, write_archive
 from tests.support.checkpoints import write_safetensors
+
+try:
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise unittest.SkipTest("hypothesis is not installed") from error
 
 ADVICE = "\n  how to fix: write the file again with numpy.savez, or download it again"
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int32", "uint8", "bool", "int64")

@@ -5,6 +5,7 @@ import unittest
 import ml_dtypes
 import numpy as np
 
+from moe_weights.decode.block_scale import block_shape_of
 from moe_weights.decode.fp8 import Fp8
 from moe_weights.decode.stored_tensor import EncodingRefusal, RefusalKind, StoredTensor
 from tests.support.scaled_codes import (
@@ -127,11 +128,18 @@ class BlocksAgainstASlowLoop(unittest.TestCase):
         config = {"weight_block_size": [48, 20]}
         self.check((100, 50), (3, 3), (48, 20), config)
 
-    def test_finer_blocks_than_the_configured_ones(self) -> None:
-        self.check((130, 96), (130, 3), (1, 32), BLOCK_128)
-        self.check((130, 100), (130, 4), (1, 32), BLOCK_128)
-        self.check((130, 100), (5, 4), (32, 32), BLOCK_128)
-        self.check((130, 200), (130, 1), (1, 200), BLOCK_128)
+    def test_finer_blocks_than_the_configured_ones_need_exponent_scales(self) -> None:
+        for shape, scale_shape, block in (
+            ((130, 96), (130, 3), (1, 32)),
+            ((130, 100), (130, 4), (1, 32)),
+            ((130, 100), (5, 4), (32, 32)),
+            ((130, 200), (130, 1), (1, 200)),
+        ):
+            self.assertEqual(
+                block_shape_of(shape, scale_shape, (128, 128), is_exponent=True), block
+            )
+            # Float scales of another shape than config.json asks for are damaged.
+            self.assertIsNone(block_shape_of(shape, scale_shape, (128, 128)))
 
     def test_per_row(self) -> None:
         self.check((5, 12), (5, 1), (1, 12))

@@ -5,10 +5,14 @@ import struct
 import unittest
 
 import pandas as pd
-from hypothesis import given
-from hypothesis import strategies as st
 
 from moe_weights.tables.csv_format import format_csv, parse_csv
+
+try:
+    from hypothesis import given
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise unittest.SkipTest("hypothesis is not installed") from error
 
 
 class CsvText(unittest.TestCase):

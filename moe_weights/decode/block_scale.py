@@ -1,7 +1,7 @@
 """Scales that are shared by blocks of a matrix: which block shape, and how they are applied.
 
-1. The config's block counts where the shapes fit it; a scale for each finer block also counts,
-   because a checkpoint may hold several kinds; a coarser one has lost some of its scales.
+1. The config's block counts where the shapes fit it. Where they do not, a float scale is damaged;
+   exponent scales (MX formats) have finer blocks of their own beside FP8 blocks in one checkpoint.
 2. Without a config only the blocks that writers use are tried: the whole matrix, rows, squares,
    and groups of columns. Two different ones never fit the same shapes.
 """
@@ -22,7 +22,11 @@ _SIDES = (128, 64, 32, 16)
 
 
 def block_shape_of(
-    shape: tuple[int, ...], scale_shape: tuple[int, ...], configured: tuple[int, int] | None
+    shape: tuple[int, ...],
+    scale_shape: tuple[int, ...],
+    configured: tuple[int, int] | None,
+    *,
+    is_exponent: bool = False,
 ) -> tuple[int, int] | None:
     """Return the (rows, cols) that one scale covers, or None when the shapes do not fit.
 
@@ -32,9 +36,12 @@ def block_shape_of(
             (ceil(rows / b), ceil(cols / b)) per block; with more axes in front for fused weights.
             Stacked weights whose rows are inputs may have (..., 1, cols) or (..., rows / b, cols).
         configured: `weight_block_size` of config.json.
+        is_exponent: The scales are E8M0 exponents, as the MX formats have them.
     """
     if configured is not None and fits_block(shape, scale_shape, configured):
         return configured
+    if configured is not None and not is_exponent:
+        return None
     block = _infer_block(shape, scale_shape)
     if block is None or configured is None:
         return block

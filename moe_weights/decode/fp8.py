@@ -37,6 +37,7 @@ from moe_weights.decode.stored_tensor import (
 )
 
 _CODES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+_EXPONENT_CODES = frozenset({"F8_E8M0", "U8"})
 _SCALE_CODES = frozenset({"F32", "F16", "BF16", "F64", "F8_E8M0", "U8"})
 _SCALE_SUFFIX = "_scale"  # of NVFP4 group scales, which are FP8 numbers and no weights
 
@@ -139,7 +140,12 @@ def _block_of(
     if declared:
         fitting = (block for block in declared if fits_block(header.shape, scale.shape, block))
         return next(((block[0] or rows, block[1] or cols) for block in fitting), None)
-    return block_shape_of(header.shape, scale.shape, _config_block(quantization))
+    return block_shape_of(
+        header.shape,
+        scale.shape,
+        _config_block(quantization),
+        is_exponent=scale.dtype_code in _EXPONENT_CODES,
+    )
 
 
 def _declared_blocks(quantization: Mapping[str, object]) -> tuple[tuple[int, int], ...]:
