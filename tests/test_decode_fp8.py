@@ -141,6 +141,24 @@ class BlocksAgainstASlowLoop(unittest.TestCase):
             # Float scales of another shape than config.json asks for are damaged.
             self.assertIsNone(block_shape_of(shape, scale_shape, (128, 128)))
 
+    def test_ragged_groups_that_could_be_whole_ones_need_a_config(self) -> None:
+        # 72 columns in three groups: 32 + 32 + 8, or 24 each.
+        self.assertIsNone(block_shape_of((48, 72), (48, 3), None))
+        self.assertEqual(block_shape_of((48, 72), (48, 3), None, is_exponent=True), (1, 32))
+        self.assertEqual(block_shape_of((48, 96), (48, 3), None), (1, 32))
+
+    def test_a_row_of_scales_per_half_of_a_fused_tensor_that_one_block_covers(self) -> None:
+        member, name = Fp8(), "m.experts.gate_up_proj"
+        weights = np.arange(3 * 8 * 4, dtype=np.uint8).reshape(3, 8, 4) % 64
+        scales = np.array([[[1.0], [2.0]], [[3.0], [4.0]], [[5.0], [6.0]]], dtype=np.float32)
+        arrays = {name: weights.view(E4M3), f"{name}_scale_inv": scales}
+        _tensor, values = decode_all(member, arrays, name, BLOCK_128)
+        expected = weights.view(E4M3).astype(np.float32)
+        for expert in range(3):
+            expected[expert, :4] *= scales[expert, 0, 0]
+            expected[expert, 4:] *= scales[expert, 1, 0]
+        np.testing.assert_array_equal(values, expected)
+
     def test_per_row(self) -> None:
         self.check((5, 12), (5, 1), (1, 12))
         self.check((5, 12), (5,), (1, 12))

@@ -42,7 +42,7 @@ def block_shape_of(
         return configured
     if configured is not None and not is_exponent:
         return None
-    block = _infer_block(shape, scale_shape)
+    block = _infer_block(shape, scale_shape, is_exponent=is_exponent)
     if block is None or configured is None:
         return block
     return block if block[0] < min(configured[0], shape[-2]) else None
@@ -135,7 +135,9 @@ def _spans(length: int, side: int) -> list[_Span]:
 
 
 @lru_cache(maxsize=4096)  # a checkpoint has a handful of shapes
-def _infer_block(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[int, int] | None:
+def _infer_block(
+    shape: tuple[int, ...], scale_shape: tuple[int, ...], *, is_exponent: bool
+) -> tuple[int, int] | None:
     rows, cols = shape[-2:]
     lead = shape[:-2]
     if math.prod(scale_shape) == 1:
@@ -154,4 +156,10 @@ def _infer_block(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[
     candidates = [(side, side) for side in _SIDES] + [(1, side) for side in _SIDES]
     if lead:
         candidates += [(side, 1) for side in _SIDES]
-    return next((block for block in candidates if fits_block(shape, scale_shape, block)), None)
+    found = next((block for block in candidates if fits_block(shape, scale_shape, block)), None)
+    if found is None or is_exponent or found[0] > 1:  # MX formats have no other groups
+        return found
+    # A ragged last group stands against whole groups of another size: which, only a config says.
+    # Groups of every writer are multiples of 8.
+    whole, rest = divmod(cols, -(-cols // found[1]))
+    return None if cols % found[1] and not rest and whole % 8 == 0 else found

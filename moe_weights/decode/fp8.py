@@ -140,11 +140,33 @@ def _block_of(
     if declared:
         fitting = (block for block in declared if fits_block(header.shape, scale.shape, block))
         return next(((block[0] or rows, block[1] or cols) for block in fitting), None)
+    configured = _config_block(quantization)
+    if configured is not None and _is_row_per_half(header, scale, configured):
+        return rows // 2, configured[1]
     return block_shape_of(
         header.shape,
         scale.shape,
-        _config_block(quantization),
+        configured,
         is_exponent=scale.dtype_code in _EXPONENT_CODES,
+    )
+
+
+def _is_row_per_half(
+    header: TensorHeader, scale: TensorHeader, configured: tuple[int, int]
+) -> bool:
+    """Gate and up share one block of rows, and each half has a row of scales of its own.
+
+    Source:
+        huggingface/transformers, integrations/finegrained_fp8.py, `_alloc_expert_proj`
+        (`min_sf_out=2` for fused experts).
+    """
+    grid = expected_grid(header.shape, configured)
+    return (
+        header.ndim == 3
+        and header.name.endswith("gate_up_proj")
+        and grid[0] == 1
+        and header.shape[1] % 2 == 0
+        and scale.shape == (header.shape[0], 2, grid[1])
     )
 
 

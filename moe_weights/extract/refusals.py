@@ -63,6 +63,8 @@ def may_hide_weights(refused: Refused, header: TensorHeader) -> bool:
     """The tensor may well be an expert matrix, but not one that is understood for certain."""
     if refused.reason in _REFUSED_REASONS:
         return True
+    if refused.reason is UnmatchedReason.UNSUPPORTED_NDIM and header.ndim > 3:
+        return True  # a bank of several layers, whose axes only a rule can name
     # A dtype nobody knows is reported; one that is known but not decoded hides weights.
     return refused.reason is UnmatchedReason.UNKNOWN_DTYPE and (
         header.dtype_code == VOID16 or dtype_bits(header.dtype_code) is not None
