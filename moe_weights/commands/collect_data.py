@@ -30,6 +30,7 @@ from moe_weights.commands.measuring import measure_units
 from moe_weights.commands.parts import PartStore, run_fingerprint
 from moe_weights.commands.plan_report import print_plan
 from moe_weights.commands.refusals import refuse_by_plan
+from moe_weights.commands.scale_findings import scale_findings
 from moe_weights.commands.survey import Survey, survey_checkpoint
 from moe_weights.commands.work import UnitResult, WorkSettings
 from moe_weights.config.load import LoadedConfig, effective_config_json, load_config
@@ -167,7 +168,7 @@ def _collect(
         quant_sim_table(result.quant_rows, [scheme.name for scheme in schemes]),
     )
     findings = writer.write_findings(
-        survey, [*survey.findings, *quant_findings, *_measured_findings(result)]
+        survey, [*survey.findings, *quant_findings, *_measured_findings(result, survey)]
     )
     writer.write_survey_logs(survey)
     duration = time.monotonic() - started
@@ -254,8 +255,9 @@ def _open_store(
     return store
 
 
-def _measured_findings(result: UnitResult) -> list[Finding]:
+def _measured_findings(result: UnitResult, survey: Survey) -> list[Finding]:
     return [
         *failure_findings(result.quant_rows),
         *weight_findings(result.matrix_rows, result.digests, result.constant),
+        *scale_findings(result.matrix_rows, survey.plan.units, survey.files.root),
     ]
