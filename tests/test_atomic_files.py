@@ -201,9 +201,11 @@ class Lock(FolderCase):
 
     def test_given_back_twice_does_no_harm(self) -> None:
         lock = RunLock(self.lock_path)
-        lock.__exit__(None, None, None)
         with lock:
             pass
+        lock.__exit__(None, None, None)
+        with lock, self.assertRaises(UsageError), RunLock(self.lock_path):
+            self.fail("two held one lock")
 
     def test_dies_with_its_process(self) -> None:
         code = (

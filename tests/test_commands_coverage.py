@@ -144,6 +144,7 @@ class StrictCoverage(CoverageCase):
     def test_off_by_default(self) -> None:
         self.write(expert_tensors(1))
         self.collected(ON)
+        self.assertIs(self.log("coverage.json")["complete"], False)
 
 
 class NothingMeasured(CoverageCase):

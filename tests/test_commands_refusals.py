@@ -171,5 +171,15 @@ class StrictPackedSplit(CommandCase):
         )
 
 
+class SeveralLayersInOneBank(CommandCase):
+    def test_whose_axes_only_a_rule_can_name_are_refused_by_name(self) -> None:
+        bank = random_weights(2, 3, 8, 16)
+        self.write_model({"decoder.experts.gate_proj": bank}, n_shards=1)
+        self.configure()
+        outcome = self.collect()
+        self.assertEqual(outcome.code, 4)
+        self.assertIn("for example decoder.experts.gate_proj", outcome.err)
+
+
 if __name__ == "__main__":
     unittest.main()
