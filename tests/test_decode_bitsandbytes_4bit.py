@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import unittest
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -196,7 +197,7 @@ class Claims(unittest.TestCase):
                 f"state {STATE} U8 [{state.size}] of codes {W} U8 [96, 1] does not give "
                 "quant_type, blocksize and shape as bitsandbytes writes them",
             )
-        for raw in (b"{", b"[]", b"\xff\xfe"):
+        for raw in (b"", b"{", b"[]", b"\xff\xfe", b"[" * 60_000):
             broken = self.tensors.replaced(STATE, np.frombuffer(raw, dtype=np.uint8))
             self.assertIsInstance(broken.claim(Bitsandbytes4Bit(), W), EncodingRefusal)
 
@@ -205,6 +206,29 @@ class Claims(unittest.TestCase):
         refusal = self.doubled.replaced(STATE, as_json(**facts)).claim(Bitsandbytes4Bit(), W)
         assert isinstance(refusal, EncodingRefusal)
         self.assertEqual(refusal.kind, RefusalKind.BAD_COMPANION)
+
+    def test_an_offset_that_float32_does_not_hold_is_refused(self) -> None:
+        facts = {"quant_type": "nf4", "blocksize": 64, "shape": [2, 96], "nested_blocksize": 256}
+        for offset in (float("nan"), float("-inf"), 1e39, 10**400, True):
+            state = as_json(**facts, nested_offset=offset)
+            self.assert_refused(
+                self.doubled.replaced(STATE, state),
+                RefusalKind.BAD_COMPANION,
+                f"state {STATE} U8 [{state.size}] of codes {W} U8 [96, 1] does not give "
+                "quant_type, blocksize and shape as bitsandbytes writes them",
+            )
+
+    def test_a_state_too_large_to_be_read_is_refused(self) -> None:
+        large = self.tensors.replaced(STATE, np.zeros(70_000, dtype=np.uint8))
+        context = replace(large.context(), read_metadata=lambda header: None)
+        refusal = Bitsandbytes4Bit().claim(large.header(W), context)
+        assert isinstance(refusal, EncodingRefusal)
+        self.assertEqual(refusal.kind, RefusalKind.BAD_COMPANION)
+        self.assertEqual(
+            refusal.cause,
+            f"state {STATE} U8 [70000] of codes {W} U8 [96, 1] is too large for the short text "
+            "that bitsandbytes writes",
+        )
 
     def test_codes_of_another_length_are_refused(self) -> None:
         for array, words in (

@@ -159,6 +159,32 @@ class BlocksAgainstASlowLoop(unittest.TestCase):
             expected[expert, 4:] *= scales[expert, 1, 0]
         np.testing.assert_array_equal(values, expected)
 
+    def test_a_scale_per_half_of_a_fused_tensor_without_blocks(self) -> None:
+        no_blocks = {"quant_method": "fp8", "weight_block_size": None}
+        for rows, cols, config in (
+            (8, 4, {}),  # no block that writers use is as small
+            (300, 40, {}),
+            (256, 128, {}),  # half and block are the same
+            (600, 200, no_blocks),
+            (160, 64, no_blocks),
+            (96, 48, no_blocks),
+        ):
+            name = "m.experts.gate_up_proj"
+            scales = scales_of((3, 2, 1))
+            arrays = {
+                name: codes_of((3, rows, cols)).view(E4M3),
+                f"{name}_scale_inv": scales,
+            }
+            tensor, values = decode_all(Fp8(), arrays, name, config)
+            expected = arrays[name].astype(np.float32)
+            for expert in range(3):
+                expected[expert, : rows // 2] *= scales[expert, 0, 0]
+                expected[expert, rows // 2 :] *= scales[expert, 1, 0]
+            np.testing.assert_array_equal(values, expected)
+            for start, stop in ((0, 1), (1, 3)):
+                cut = decode_cut(Fp8(), tensor, arrays, start, stop)
+                np.testing.assert_array_equal(cut, values[start:stop])
+
     def test_per_row(self) -> None:
         self.check((5, 12), (5, 1), (1, 12))
         self.check((5, 12), (5,), (1, 12))
@@ -389,6 +415,16 @@ class Refusals(unittest.TestCase):
                     )
                     self.assertIsInstance(refusal, EncodingRefusal)
 
+    def test_exponents_that_have_lost_columns_never_pass_for_wider_groups(self) -> None:
+        for scale_shape in ((192, 5), (192, 3), (192, 20), (96, 5), (4, 10, 320)):
+            refusal = claim(
+                {
+                    "x.weight": ("F8_E4M3", (192, 320)),
+                    "x.weight_scale": ("U8", scale_shape),
+                }
+            )
+            self.assertIsInstance(refusal, EncodingRefusal, scale_shape)
+
     def test_shapes_that_fit_two_readings_or_none(self) -> None:
         for shape, scale_shape in (
             ((3, 5, 5), (3, 5)),  # rows or columns?
@@ -405,6 +441,38 @@ class Refusals(unittest.TestCase):
                     {"x.weight": ("F8_E4M3", shape), "x.weight_scale": ("F32", scale_shape)}
                 )
                 self.assertIsInstance(refusal, EncodingRefusal)
+
+    def test_halves_of_a_fused_tensor_or_blocks(self) -> None:
+        name = "m.experts.gate_up_proj"
+        for shape, block in (((3, 160, 64), 128), ((3, 96, 48), 64), ((3, 48, 8), 32)):
+            for config in ({}, {"quant_method": "fp8"}):
+                refusal = claim(
+                    {name: ("F8_E4M3", shape), f"{name}_scale_inv": ("F32", (3, 2, 1))}, config
+                )
+                assert isinstance(refusal, EncodingRefusal), refusal
+                self.assertEqual(refusal.kind, RefusalKind.AMBIGUOUS_ENCODING)
+                self.assertEqual(
+                    refusal.cause,
+                    f"scale {name}_scale_inv F32 [3, 2, 1] of weights {name} F8_E4M3 "
+                    f"{list(shape)} is one for each half of the rows, or one for each block "
+                    f"of [{block}, {block}]; weight_block_size in the quantization_config of "
+                    "config.json would tell (null means halves)",
+                )
+
+    def test_halves_of_what_has_no_known_halves(self) -> None:
+        for name, shape in (
+            ("m.experts.gate_up_proj", (3, 7, 4)),
+            ("m.experts.down_proj", (3, 8, 4)),
+            ("m.experts.w13_weight", (3, 8, 4)),
+        ):
+            scale = f"{name.removesuffix('_weight')}_scale_inv"
+            refusal = claim({name: ("F8_E4M3", shape), scale: ("F32", (3, 2, 1))})
+            assert isinstance(refusal, EncodingRefusal), refusal
+            self.assertEqual(
+                refusal.cause,
+                f"scale {scale} F32 [3, 2, 1] does not fit weights {name} F8_E4M3 {list(shape)}",
+            )
+            self.assertEqual(refusal.kind, RefusalKind.BAD_COMPANION)
 
 
 class SchemesOfCompressedTensors(unittest.TestCase):

@@ -313,8 +313,49 @@ class Claims(unittest.TestCase):
                     (self.CODES, self.ZEROS, self.SCALES, ("g_idx", code, shape)),
                     RefusalKind.BAD_COMPANION,
                     f"{X}.g_idx {code} {list(shape)} does not fit GPTQ codes {self.SAID}, which "
-                    "want I32 [in]",
+                    "want I32 [64]",
                 )
+
+    def test_a_group_index_of_another_length_than_the_codes_is_the_one_that_is_blamed(self) -> None:
+        # 8 words of 32 bits hold 64 codes of 4 bits; the scales and zero points are right.
+        for length in (56, 65, 100, 1):
+            for more in ({"bits": 4, "group_size": 32}, {"bits": 4}, {"dynamic": {"x": {}}}):
+                with self.subTest(length=length, more=more):
+                    self.assert_refused(
+                        {**V1, **more},
+                        (self.CODES, self.ZEROS, self.SCALES, ("g_idx", "I32", (length,))),
+                        RefusalKind.BAD_COMPANION,
+                        f"{X}.g_idx I32 [{length}] does not fit GPTQ codes {self.SAID}, which want "
+                        "I32 [64]",
+                    )
+
+    def test_a_group_index_that_lost_a_few_entries_is_told_by_the_widths_of_the_config(
+        self,
+    ) -> None:
+        shapes = (self.CODES, self.ZEROS, self.SCALES, ("g_idx", "I32", (63,)))
+        headers = [header_of(f"{X}.{word}", code, *shape) for word, code, shape in shapes]
+        config = {**V1, "bits": 4, "group_size": 32}
+        for hidden_sizes in ((), (96,), (63, 64)):
+            context = context_of(*headers, quantization=config, hidden_sizes=hidden_sizes)
+            tensor = Gptq().claim(headers[0], context)
+            assert isinstance(tensor, StoredTensor)  # the last word of the codes is padded
+            self.assertEqual(tensor.shape, (24, 63))
+        context = context_of(*headers, quantization=config, hidden_sizes=(64, 24))
+        refusal = Gptq().claim(headers[0], context)
+        assert isinstance(refusal, EncodingRefusal)
+        self.assertEqual(refusal.kind, RefusalKind.BAD_COMPANION)
+        self.assertEqual(
+            refusal.cause,
+            f"{X}.g_idx I32 [63] does not fit GPTQ codes {self.SAID}, which want I32 [64]",
+        )
+
+    def test_a_damaged_group_index_beside_zero_points_that_do_not_tell_the_width(self) -> None:
+        self.assert_refused(
+            V1,
+            (self.CODES, ("qzeros", "I32", (2, 7)), self.SCALES, ("g_idx", "F32", (64,))),
+            RefusalKind.BAD_COMPANION,
+            f"{X}.g_idx F32 [64] does not fit GPTQ codes {self.SAID}, which want I32 [in]",
+        )
 
     def test_widths_that_shapes_do_not_tell_apart(self) -> None:
         self.assert_refused(

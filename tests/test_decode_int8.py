@@ -187,6 +187,19 @@ class Claims(unittest.TestCase):
             f"weights {W} I8 [6, 8], asymmetric by config.json, without {W}_zero_point",
         )
 
+    def test_a_missing_group_index_is_named_where_the_config_reordered_columns(self) -> None:
+        settings = config(strategy="group", group_size=4, actorder="group")
+        scale = np.ones((6, 2), dtype=BF16)
+        self.assert_refused(
+            stored(self.CODES, settings, weight_scale=scale),
+            RefusalKind.MISSING_COMPANION,
+            f"weights {W} I8 [6, 8], whose columns were reordered by config.json (actorder), "
+            f"without {W}_g_idx",
+        )
+        index = np.arange(8, dtype=np.int32) % 2
+        whole = stored(self.CODES, settings, weight_scale=scale, weight_g_idx=index)
+        self.assertIsInstance(whole.claim(Int8(), W), StoredTensor)
+
     def test_scales_that_do_not_fit_are_refused(self) -> None:
         for array, words in (
             (np.ones((5, 1), np.float32), "F32 [5, 1]"),

@@ -356,8 +356,8 @@ class ClaimsWithoutConfig(unittest.TestCase):
             f"codes {X}.weight U32 [8, 16] with scales {X}.scales BF16 [8, 2]: config.json does "
             "not say how MLX packed them, and of the columns they may have, 256 (mode affine, 2 "
             "bits, groups of 128), 128 (mode affine, 4 bits, groups of 64), 64 (mode affine, 8 "
-            "bits, groups of 32), 2 are widths that config.json names; add its `quantization` "
-            "block",
+            "bits, groups of 32), 2 are widths of expert matrices by config.json; add its "
+            "`quantization` block",
         )
         self.assertEqual(len(refusal.companions), 2)
 
@@ -373,7 +373,8 @@ class ClaimsWithoutConfig(unittest.TestCase):
             refusal.cause,
             f"codes {X}.weight U32 [8, 8] with scales {X}.scales U8 [8, 2]: config.json does not "
             "say how MLX packed them, and of the columns they may have, 64 (mode mxfp4, 4 bits, "
-            "groups of 32), none are widths that config.json names; add its `quantization` block",
+            "groups of 32), none are widths of expert matrices by config.json; add its "
+            "`quantization` block",
         )
 
     def test_shapes_of_no_form_are_bad_companions(self) -> None:

@@ -234,16 +234,20 @@ class Refusals(unittest.TestCase):
             self.refuse(
                 {"x.weight": ("I8", (4, 16)), "x.scale": ("F8_E8M0", shape)},
                 RefusalKind.BAD_COMPANION,
-                f"scale x.scale F8_E8M0 {list(shape)} does not fit FP4 weights x.weight I8 "
-                "[4, 16] in groups of 32",
+                f"scale x.scale F8_E8M0 {list(shape)} does not fit weights x.weight I8 [4, 16], "
+                "which would be FP4 in groups of 32",
             )
 
     def test_codes_of_six_bits_do_not_pass_for_four(self) -> None:
         for groups in range(1, 9):
-            refusal = claim(
-                {"x.weight_packed": ("U8", (4, 24 * groups)), "x.weight_scale": ("U8", (4, groups))}
-            )
-            self.assertIsInstance(refusal, EncodingRefusal)
+            for name, lead in (("x.weight_packed", ()), ("x.weight", ()), ("x.weight", (2,))):
+                codes, scales = (*lead, 4, 24 * groups), (*lead, 4, groups)
+                self.refuse(
+                    {name: ("U8", codes), "x.weight_scale": ("U8", scales)},
+                    RefusalKind.UNKNOWN_DTYPE,
+                    f"weights {name} U8 {list(codes)} with scale x.weight_scale U8 {list(scales)} "
+                    "have the shapes of MXFP6, which is not read",
+                )
 
     def test_two_scales(self) -> None:
         self.refuse(
@@ -269,14 +273,32 @@ class Refusals(unittest.TestCase):
             "FP4 with zero points is not understood",
         )
 
-    def test_packed_experts_of_an_fp8_checkpoint_without_their_scale(self) -> None:
+    def test_packed_experts_whose_config_promises_a_scale_without_it(self) -> None:
+        for code, method in (("I8", "fp8"), ("U8", "quark")):
+            self.refuse(
+                {"x.weight": (code, (4, 16))},
+                RefusalKind.MISSING_COMPANION,
+                f"weights x.weight {code} [4, 16] have no scale; looked for x.weight_scale_inv, "
+                "x.weight_scale, x.scale_inv, x.scale, x.qscale_weight",
+                {"quant_method": method},
+            )
+        name = "experts.gate_up_proj"
         self.refuse(
-            {"x.weight": ("I8", (4, 16))},
+            {name: ("I8", (2, 4, 16))},
             RefusalKind.MISSING_COMPANION,
-            "weights x.weight I8 [4, 16] have no scale; looked for x.weight_scale_inv, "
-            "x.weight_scale, x.scale_inv, x.scale, x.qscale_weight",
+            f"weights {name} I8 [2, 4, 16] have no scale; looked for {name}_weight_scale_inv, "
+            f"{name}_weight_scale, {name}_scale_inv, {name}_scale, {name}_qscale_weight",
             {"quant_method": "fp8"},
         )
+
+    def test_packed_experts_with_a_scale_of_floats(self) -> None:
+        for code in ("F32", "F64", "I64", "BF16"):
+            self.refuse(
+                {"x.weight": ("I8", (4, 16)), "x.scale": (code, (4, 1))},
+                RefusalKind.BAD_COMPANION,
+                f"scale x.scale {code} [4, 1] does not fit weights x.weight I8 [4, 16], which "
+                "would be FP4 with F8_E8M0 or U8 scales in groups of 32",
+            )
 
 
 if __name__ == "__main__":

@@ -117,6 +117,42 @@ class FormsAgainstASlowLoop(unittest.TestCase):
                     cut = decode_cut(Nvfp4(), tensor, arrays, start, stop)
                     np.testing.assert_array_equal(cut, values[start:stop])
 
+    def test_gate_and_up_of_stacked_experts_with_a_scale_each(self) -> None:
+        for experts in (1, 2, 3):
+            for words in (
+                ("gate_up_proj", "gate_up_proj_weight_scale", "gate_up_proj_weight_scale_2"),
+                ("gate_up_proj.weight", "gate_up_proj.scale", "gate_up_proj.scale_2"),
+            ):
+                packed, scales = random_bytes((experts, 6, 16)), random_bytes((experts, 6, 2), 1)
+                total = totals((experts, 2))
+                arrays = dict(zip(words, (packed, scales.view(E4M3), total), strict=True))
+                tensor, values = decode_all(Nvfp4(), arrays, words[0])
+                for half, rows in ((0, slice(0, 3)), (1, slice(3, 6))):
+                    expected = slow_rows(packed[:, rows], scales[:, rows], total[:, half], False)
+                    np.testing.assert_array_equal(values[:, rows], expected)
+                for start in range(experts):
+                    cut = decode_cut(Nvfp4(), tensor, arrays, start, start + 1)
+                    np.testing.assert_array_equal(cut, values[start : start + 1])
+
+    def test_gate_and_up_packed_along_their_rows_with_a_scale_each(self) -> None:
+        packed, scales, total = random_bytes((2, 16, 6)), random_bytes((2, 2, 6), 1), totals((2, 2))
+        arrays = {
+            "e.gate_up_proj": packed,
+            "e.gate_up_proj_weight_scale": scales.view(E4M3),
+            "e.gate_up_proj_weight_scale_2": total,
+        }
+        tensor, values = decode_all(Nvfp4(), arrays, "e.gate_up_proj")
+        for half, columns in ((0, slice(0, 3)), (1, slice(3, 6))):
+            turned = slow_rows(
+                packed[..., columns].swapaxes(1, 2),
+                scales[..., columns].swapaxes(1, 2),
+                total[:, half],
+                False,
+            )
+            np.testing.assert_array_equal(values[..., columns], turned.swapaxes(1, 2))
+        cut = decode_cut(Nvfp4(), tensor, arrays, 1, 2)
+        np.testing.assert_array_equal(cut, values[1:])
+
     def test_experts_packed_along_their_rows(self) -> None:
         packed, scales, total = random_bytes((2, 16, 5)), random_bytes((2, 2, 5), 1), totals((2,))
         arrays = {
@@ -300,6 +336,33 @@ class Refusals(unittest.TestCase):
                 },
                 RefusalKind.BAD_COMPANION,
                 f"scale w_scale_2 {code} {list(total)} does not fit FP4 weights w U8 "
+                f"{list(shape)}; one float is needed, or one for each stacked matrix",
+            )
+
+    def test_a_scale_for_each_half_of_what_has_no_known_halves(self) -> None:
+        experts = "m.experts"
+        for name, shape, scale_shape, word, total in (
+            ("down_proj", (3, 6, 16), (3, 6, 2), "weight_scale_2", (3, 2)),
+            ("up_proj", (3, 6, 16), (3, 6, 2), "weight_scale_2", (3, 2)),
+            ("w13_weight", (3, 6, 16), (3, 6, 2), "weight_scale_2", (3, 2)),  # interleaved?
+            ("gate_up_proj", (3, 5, 16), (3, 5, 2), "weight_scale_2", (3, 2)),
+            ("gate_up_proj", (3, 16, 5), (3, 2, 5), "weight_scale_2", (3, 2)),
+            ("gate_up_proj", (3, 6, 16), (3, 6, 2), "weight_scale_2", (2, 3)),
+            ("gate_up_proj", (3, 6, 16), (3, 6, 2), "weight_scale_2", (3, 2, 1)),
+            ("gate_up_proj", (3, 6, 16), (3, 6, 2), "weight_scale_2", (2,)),
+            ("gate_up_proj", (3, 6, 16), (3, 6, 2), "weight_global_scale", (3, 2)),
+            ("gate_up_proj", (6, 16), (6, 2), "weight_scale_2", (2,)),
+        ):
+            stem = f"{experts}.{name.removesuffix('_weight')}"
+            whole = f"{stem}_{word}"
+            self.refuse(
+                {
+                    f"{experts}.{name}": ("U8", shape),
+                    f"{stem}_weight_scale": ("F8_E4M3", scale_shape),
+                    whole: ("F32", total),
+                },
+                RefusalKind.BAD_COMPANION,
+                f"scale {whole} F32 {list(total)} does not fit FP4 weights {experts}.{name} U8 "
                 f"{list(shape)}; one float is needed, or one for each stacked matrix",
             )
 

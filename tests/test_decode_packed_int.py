@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Mapping
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -269,6 +270,42 @@ class Claims(unittest.TestCase):
             EncodedTensors(arrays=self.tensors.arrays, config=asymmetric),
             RefusalKind.MISSING_COMPANION,
             f"codes {PACKED} I32 [6, 12], asymmetric by config.json, without {X}.weight_zero_point",
+        )
+
+    def test_a_missing_group_index_is_named_where_the_config_reordered_columns(self) -> None:
+        for order in ("group", "dynamic", "GROUP", True):
+            settings = config(scheme(4, actorder=order, **groups_of(32)))
+            reordered = EncodedTensors(arrays=self.tensors.arrays, config=settings)
+            self.assert_refused(
+                reordered,
+                RefusalKind.MISSING_COMPANION,
+                f"codes {PACKED} I32 [6, 12], whose columns were reordered by config.json "
+                f"(actorder), without {X}.weight_g_idx",
+            )
+            index = np.arange(96, dtype=np.int32) // 32
+            whole = reordered.replaced(f"{X}.weight_g_idx", index)
+            self.assertIsInstance(self.claim(whole), StoredTensor)
+        for order in ("weight", "static", None, False):
+            settings = config(scheme(4, actorder=order, **groups_of(32)))
+            tensors = EncodedTensors(arrays=self.tensors.arrays, config=settings)
+            self.assertIsInstance(self.claim(tensors), StoredTensor)
+
+    def test_of_two_schemes_that_differ_in_order_the_stored_index_counts(self) -> None:
+        settings = config(
+            scheme(4, targets=("a",), **groups_of(32)),
+            scheme(4, targets=("b",), actorder="group", **groups_of(32)),
+        )
+        plain = EncodedTensors(arrays=self.tensors.arrays, config=settings)
+        self.assertIsInstance(self.claim(plain), StoredTensor)
+
+    def test_a_shape_too_large_to_be_read_is_refused(self) -> None:
+        tensors = self.tensors
+        context = replace(tensors.context(), read_metadata=lambda header: None)
+        refusal = PackedInt().claim(tensors.header(PACKED), context)
+        assert isinstance(refusal, EncodingRefusal)
+        self.assertEqual(
+            refusal.cause,
+            f"{X}.weight_shape I64 [2] is not the shape of weights with codes {PACKED} I32 [6, 12]",
         )
 
     def test_a_shape_that_contradicts_the_codes_is_refused(self) -> None:

@@ -42,7 +42,9 @@ def apply_per_block(
         if n_cols == 1:
             operation(values, grid, out=values)
         elif group_of_column is not None:
-            index = np.broadcast_to(group_of_column, (*lead, cols))[..., None, :]
+            own = lead if group_of_column.size > cols else ()
+            index = np.broadcast_to(group_of_column.reshape(*own, cols), (*lead, cols))
+            index = index[..., None, :]
             operation(values, np.take_along_axis(grid, index, axis=-1), out=values)
         elif cols % block[1] == 0:
             grouped = values.reshape(*lead, rows, n_cols, block[1])

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.bit_stream import unpack_codes
 from moe_weights.decode.encoding import Parts
 from moe_weights.decode.qweight import (
     AWQ,
@@ -27,7 +26,9 @@ from moe_weights.decode.qweight import (
     find_qweight,
     refuse_codes,
 )
+from moe_weights.decode.row_cuts import RowCuts
 from moe_weights.decode.scale_names import describe
+from moe_weights.decode.scaled_lookup import scale_centred_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -88,26 +89,33 @@ class Awq:
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return (code - zero point) * scale in float32, (out, in); see `Encoding.decode`."""
-        scales = np.ascontiguousarray(parts["scale"].T).astype(np.float32)
-        values = _by_output(parts[WEIGHT]).astype(np.float32)
-        grouped = values.reshape(*scales.shape, -1)
+        scales = parts["scale"].T.astype(np.float32)
+        codes = self.codes(tensor, parts)
         zero_points = (
-            _by_output(parts["zero_point"]).astype(np.float32)[..., None]
+            _by_output(parts["zero_point"]).astype(np.float32)
             if "zero_point" in parts
-            else np.float32(_SYMMETRIC_ZERO_POINT)
+            else np.full_like(scales, _SYMMETRIC_ZERO_POINT)
         )
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.subtract(grouped, zero_points, out=grouped)
-            np.multiply(grouped, scales[..., None], out=grouped)
-        return values
+        group_size = codes.shape[1] // scales.shape[1]
+        groups = np.arange(codes.shape[1]) // group_size
+        return scale_centred_codes(codes, zero_points, scales, groups)
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the codes (out, in); see `Encoding.codes`."""
+        return _by_output(parts[WEIGHT])
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Return None: words hold codes of many outputs; see `Encoding.row_cuts`."""
+        return None
 
 
 def _by_output(words: NDArray[Any]) -> NDArray[np.uint8]:
     """Unpack words (n, out / 8) to codes (out, n)."""
-    n_entries, n_words = words.shape
-    stored = unpack_codes(words, _BITS, n_words * _PER_WORD)
-    ordered = stored.reshape(n_entries, n_words, _PER_WORD)[..., list(_NIBBLE_OF_OUTPUT)]
-    return np.ascontiguousarray(ordered.reshape(n_entries, -1).T)
+    by_word = np.ascontiguousarray(words.T).view(np.uint32)
+    codes = np.empty((by_word.shape[0], _PER_WORD, by_word.shape[1]), dtype=np.uint8)
+    for output, nibble in enumerate(_NIBBLE_OF_OUTPUT):
+        codes[:, output] = (by_word >> np.uint32(_BITS * nibble)) & np.uint32((1 << _BITS) - 1)
+    return codes.reshape(-1, by_word.shape[1])
 
 
 def _refuse_config(found: Qweight, context: EncodingContext) -> EncodingRefusal | None:

@@ -25,8 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.bit_stream import NIBBLES, unpack_codes
 from moe_weights.decode.encoding import Parts
+from moe_weights.decode.row_cuts import (
+    FIRST_ROW,
+    WHOLE,
+    PartCut,
+    RowCuts,
+    n_entries,
+)
 from moe_weights.decode.scale_names import describe
+from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -40,6 +49,7 @@ _KINDS = ("nf4", "fp4")
 _ROLES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _NESTED = frozenset({"nested_absmax", "nested_quant_map"})
 _FLOAT_CODES = frozenset({"F32", "F16", "BF16"})
+_LARGEST_OFFSET = float(np.finfo(np.float32).max)
 _TABLE_LENGTH, _NESTED_TABLE_LENGTH = 16, 256
 
 
@@ -81,17 +91,23 @@ class Bitsandbytes4Bit:
                 RefusalKind.MISSING_COMPANION,
                 f"codes {describe(header)} without " + ", ".join(missing),
             )
+        described = f"state {describe(found['quant_state'])} of codes {describe(header)}"
+        raw = context.read_metadata(found["quant_state"])
+        if raw is None:
+            return refuse(
+                RefusalKind.BAD_COMPANION,
+                f"{described} is too large for the short text that bitsandbytes writes",
+            )
         state = _read_state(
-            context.read_metadata(found["quant_state"]),
+            raw,
             kind=found["quant_state"].name.rpartition("__")[2],
             is_nested="nested_absmax" in found,
         )
         if state is None:
             return refuse(
                 RefusalKind.BAD_COMPANION,
-                f"state {describe(found['quant_state'])} of codes "
-                f"{describe(header)} does not give quant_type, blocksize and shape as "
-                "bitsandbytes writes them",
+                f"{described} does not give quant_type, blocksize and shape as bitsandbytes "
+                "writes them",
             )
         n_values = math.prod(state.shape)
         if header.shape != (header.n_elements, 1) or header.nbytes != -(-n_values // 2):
@@ -132,28 +148,63 @@ class Bitsandbytes4Bit:
         block, offset = tensor.option("block"), tensor.option("offset")
         assert isinstance(block, int)
         assert isinstance(offset, float)
-        codes = np.ascontiguousarray(parts[WEIGHT]).reshape(-1).view(np.uint8)
-        count = tensor.n_elements
-        if codes.size != -(-count // 2):
-            raise CheckpointError(
-                f"{tensor.header.name}: {codes.size} bytes of codes for {count} values; blocks of "
-                "bitsandbytes run over the whole tensor, which must be read at once"
-            )
-        scales = parts["absmax"]
+        scales = parts["absmax"].reshape(-1)
         if "nested_absmax" in parts:
             nested_block = tensor.option("nested_block")
             assert isinstance(nested_block, int)
-            scales = _scaled(
-                parts["nested_quant_map"].astype(np.float32)[scales],
-                parts["nested_absmax"].astype(np.float32),
-                nested_block,
-            )
-            scales += np.float32(offset)
+            first = _first_row_of(tensor) * tensor.shape[-1] // block
+            outer = parts["nested_absmax"].astype(np.float32)
+            blocks = np.arange(first, first + scales.size) // nested_block
+            # Damaged scales may be infinite or NaN; what comes out is counted by who measures.
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                scales = parts["nested_quant_map"].astype(np.float32)[scales] * outer[blocks]
+                scales += np.float32(offset)
         table = parts["quant_map"].astype(np.float32)
-        # One look-up per byte: both its values, that of the high nibble first.
-        pairs = np.stack((np.repeat(table, 16), np.tile(table, 16)), axis=-1)
-        values = pairs[codes].reshape(-1)[:count]
-        return _scaled(values, scales.astype(np.float32), block).reshape(tensor.shape)
+        codes, pairs = _bytes_of(tensor, parts), table[NIBBLES[:, ::-1]]
+        if block % 2:  # blocks end within bytes
+            codes, pairs = self.codes(tensor, parts).reshape(-1), table[:, None]
+        values = scale_codes(codes[None], pairs, scales.astype(np.float32), (1, block))
+        return values.reshape(-1)[: tensor.n_elements].reshape(tensor.shape)
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the indices into the table; see `Encoding.codes`."""
+        packed = _bytes_of(tensor, parts)
+        low_first = packed >> np.uint8(4) | packed << np.uint8(4)
+        return unpack_codes(low_first, 4, tensor.n_elements).reshape(tensor.shape)
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Cut between rows that end with bytes and blocks; see `Encoding.row_cuts`."""
+        block, cols = tensor.option("block"), tensor.shape[-1]
+        assert isinstance(block, int)
+        companions = dict(tensor.companions)
+        n_rows = n_entries(tensor) * tensor.shape[-2] if tensor.ndim > 1 else 0
+        if not n_rows or cols % block or tensor.header.n_elements % n_rows:
+            return None
+        cuts = {role: WHOLE for role in _ROLES if role in companions}
+        cuts |= {WEIGHT: PartCut(rows=1), "absmax": PartCut(rows=1)}
+        return RowCuts(parts=cuts)
+
+
+def _first_row_of(tensor: StoredTensor) -> int:
+    first = dict(tensor.options).get(FIRST_ROW, 0)
+    assert isinstance(first, int)
+    return first
+
+
+def _bytes_of(tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+    """Return the packed codes, flat; the earlier code of a byte lies in its high nibble.
+
+    Raises:
+        CheckpointError: they are not those of the whole tensor, or of the rows it was cut to.
+    """
+    packed = np.ascontiguousarray(parts[WEIGHT]).reshape(-1).view(np.uint8)
+    count = tensor.n_elements
+    if packed.size != -(-count // 2):
+        raise CheckpointError(
+            f"{tensor.header.name}: {packed.size} bytes of codes for {count} values; blocks of "
+            "bitsandbytes run over the whole tensor, which must be read at once"
+        )
+    return packed
 
 
 def _find_companions(name: str, by_name: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
@@ -194,7 +245,7 @@ def _read_state(raw: bytes, kind: str, is_nested: bool) -> _State | None:
     """Read the JSON; None when it is not what bitsandbytes writes."""
     try:
         state = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(state, dict) or state.get("quant_type") != kind:
         return None
@@ -214,7 +265,9 @@ def _is_length(value: object) -> TypeGuard[int]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) in {int, float}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _LARGEST_OFFSET  # also false for NaN
 
 
 def _expected(n_values: int, state: _State, found: Mapping[str, TensorHeader]) -> dict[str, int]:
@@ -225,16 +278,3 @@ def _expected(n_values: int, state: _State, found: Mapping[str, TensorHeader]) -
         lengths["nested_absmax"] = -(-n_blocks // state.nested_block)
         lengths["nested_quant_map"] = _NESTED_TABLE_LENGTH
     return lengths
-
-
-def _scaled(
-    values: NDArray[np.float32], scales: NDArray[np.float32], block: int
-) -> NDArray[np.float32]:
-    """Multiply a flat array by one scale per block, in place; the last block may be shorter."""
-    n_full = values.size // block
-    full, rest = values[: n_full * block].reshape(n_full, block), values[n_full * block :]
-    # Damaged scales may be infinite or NaN; what comes out is counted by who measures.
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        np.multiply(full, scales[:n_full, None], out=full)
-        np.multiply(rest, scales[n_full : n_full + 1], out=rest)
-    return values

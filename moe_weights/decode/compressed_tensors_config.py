@@ -20,6 +20,7 @@ from moe_weights.decode.block_scale import block_shape_of
 
 _REGEX = "re:"
 _LINEAR = "Linear"
+_REORDERED = frozenset({"group", "dynamic"})  # `actorder`; "weight" and "static" need no index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +31,13 @@ class IntScheme:
         bits: Bits of one code.
         block: (rows, cols) that share a scale; 0 stands for the whole axis.
         is_symmetric: There is no zero point.
+        is_reordered: Columns were grouped in another order, which an index tells.
     """
 
     bits: int
     block: tuple[int, int]
     is_symmetric: bool
+    is_reordered: bool = False
 
     def block_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the (rows, cols) that share a scale in weights of this shape."""
@@ -138,7 +141,13 @@ def _parse_scheme(weights: object) -> IntScheme | None:
         block = _parse_block(weights.get("block_structure"))
     if block is None or not isinstance(bits, int) or not 1 <= bits <= 8:
         return None
-    return IntScheme(bits=bits, block=block, is_symmetric=weights.get("symmetric", True) is True)
+    order = weights.get("actorder")
+    return IntScheme(
+        bits=bits,
+        block=block,
+        is_symmetric=weights.get("symmetric", True) is True,
+        is_reordered=order is True or (isinstance(order, str) and order.lower() in _REORDERED),
+    )
 
 
 def _parse_block(block: object) -> tuple[int, int] | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.row_cuts import RowCuts
 from moe_weights.decode.stored_tensor import EncodingContext, EncodingRefusal, StoredTensor
 
 Parts = Mapping[str, NDArray[Any]]
@@ -52,4 +54,21 @@ class Encoding(Protocol):
 
         Raises:
             CheckpointError: codes or scales that no writer produces, where they can be told.
+        """
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the stored code of each value, before any scale.
+
+        Args:
+            tensor: See `decode`.
+            parts: See `decode`; those beside the codes are not needed.
+
+        Returns:
+            Shape of what `decode` returns; the bits of a code as an unsigned integer.
+        """
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Return how stored parts are cut with the rows; None where rows cannot be decoded apart.
+
+        `decode` and `codes` also take a tensor that was cut so, see `cut_tensor`.
         """

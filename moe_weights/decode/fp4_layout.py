@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_weights.decode.block_scale import apply_block_scale
-from moe_weights.decode.fp4_codes import unpack_fp4
+from moe_weights.decode.fp4_codes import scale_fp4, unpack_fp4
+from moe_weights.decode.row_cuts import PartCut, RowCuts, joined_cuts, scale_cut
+from moe_weights.decode.stored_tensor import WEIGHT, StoredTensor
 
 # Dtype codes under which FP4 is stored; F4 counts elements in its shape, the others bytes.
 FP4_CODES = frozenset({"U8", "I8", "F4"})
@@ -62,4 +63,34 @@ def decode_fp4(
             group_size,
         )
         return turned.swapaxes(-1, -2)
-    return apply_block_scale(unpack_fp4(codes), scales, (1, group_size))
+    return scale_fp4(codes, scales, group_size)
+
+
+def fp4_codes_of(codes: NDArray[Any], axis: int) -> NDArray[np.uint8]:
+    """Return one code for each value of `decode_fp4`."""
+    if axis == -2:
+        return unpack_fp4(np.ascontiguousarray(codes.swapaxes(-1, -2))).swapaxes(-1, -2)
+    return unpack_fp4(codes)
+
+
+def fp4_row_cuts(
+    tensor: StoredTensor, axis: int, group_size: int, **others: PartCut | None
+) -> RowCuts | None:
+    """Return how codes, scales and other parts are cut; see `Encoding.row_cuts`.
+
+    Args:
+        tensor: As claimed.
+        axis: -1 or -2, see `fp4_shape_of`.
+        group_size: Weights that share a scale.
+        others: Cuts of the further parts, by role.
+    """
+    per_code = 1 if tensor.header.dtype_code == _UNPACKED_CODE else 2
+    along_rows = axis == -2
+    scale = dict(tensor.companions)["scale"]
+    block = (group_size, 1) if along_rows else (1, group_size)
+    codes = PartCut(rows=per_code, cols=1) if along_rows else PartCut(rows=1, cols=per_code)
+    return joined_cuts(
+        {WEIGHT: codes, "scale": scale_cut(tensor, scale, block), **others},
+        row_grain=codes.rows,
+        col_grain=1,
+    )

@@ -14,20 +14,22 @@ from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.decode.block_scale import (
-    apply_block_scale,
     block_shape_of,
     expected_grid,
     fits_block,
     real_scales,
 )
 from moe_weights.decode.encoding import Parts
+from moe_weights.decode.row_cuts import PartCut, RowCuts, joined_cuts, scale_cut
 from moe_weights.decode.scale_names import (
     SCALE_WORDS,
     describe,
     find_activation_scales,
     find_beside,
+    is_gate_and_up,
     names_beside,
 )
+from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -82,6 +84,16 @@ class Fp8:
                 scale,
                 *zero_points,
             )
+        other = _block_instead_of_halves(header, scale, context.quantization)
+        if other is not None:
+            return _refuse(
+                header,
+                RefusalKind.AMBIGUOUS_ENCODING,
+                f"scale {describe(scale)} of weights {describe(header)} is one for each half of "
+                f"the rows, or one for each block of {list(other)}; weight_block_size in the "
+                "quantization_config of config.json would tell (null means halves)",
+                scale,
+            )
         block = _block_of(header, scale, context.quantization)
         if scale.dtype_code not in _SCALE_CODES or block is None:
             return _refuse(
@@ -108,9 +120,30 @@ class Fp8:
         block = tensor.option("block")
         assert isinstance(block, tuple)
         codes = parts[WEIGHT]
-        # Three times as fast as a cast of the array; the values are the same.
         values = np.arange(256, dtype=np.uint8).view(codes.dtype).astype(np.float32)
-        return apply_block_scale(values[codes.view(np.uint8)], real_scales(parts["scale"]), block)
+        return scale_codes(
+            codes.view(np.uint8),
+            values[:, None],
+            real_scales(parts["scale"]),
+            (block[0], block[1]),
+        )
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the bytes; see `Encoding.codes`."""
+        return parts[WEIGHT].view(np.uint8)
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Cut codes anywhere, scales with their blocks; see `Encoding.row_cuts`."""
+        block = tensor.option("block")
+        assert isinstance(block, tuple)
+        scale = dict(tensor.companions)["scale"]
+        return joined_cuts(
+            {
+                WEIGHT: PartCut(rows=1, cols=1),
+                "scale": scale_cut(tensor, scale, (block[0], block[1])),
+            },
+            col_grain=1,
+        )
 
 
 def _claim_scale(header: TensorHeader, context: EncodingContext) -> EncodingRefusal | None:
@@ -141,8 +174,8 @@ def _block_of(
         fitting = (block for block in declared if fits_block(header.shape, scale.shape, block))
         return next(((block[0] or rows, block[1] or cols) for block in fitting), None)
     configured = _config_block(quantization)
-    if configured is not None and _is_row_per_half(header, scale, configured):
-        return rows // 2, configured[1]
+    if _is_row_per_half(header, scale, configured):
+        return rows // 2, cols if configured is None else configured[1]
     return block_shape_of(
         header.shape,
         scale.shape,
@@ -152,22 +185,49 @@ def _block_of(
 
 
 def _is_row_per_half(
-    header: TensorHeader, scale: TensorHeader, configured: tuple[int, int]
+    header: TensorHeader, scale: TensorHeader, configured: tuple[int, int] | None
 ) -> bool:
     """Gate and up share one block of rows, and each half has a row of scales of its own.
+
+    Args:
+        header: The weights.
+        scale: Their scale.
+        configured: Blocks of config.json; without any, a whole half has one scale.
 
     Source:
         huggingface/transformers, integrations/finegrained_fp8.py, `_alloc_expert_proj`
         (`min_sf_out=2` for fused experts).
     """
-    grid = expected_grid(header.shape, configured)
+    grid = expected_grid(header.shape, configured or (0, 0))
     return (
         header.ndim == 3
-        and header.name.endswith("gate_up_proj")
+        and is_gate_and_up(header.name)
         and grid[0] == 1
         and header.shape[1] % 2 == 0
         and scale.shape == (header.shape[0], 2, grid[1])
     )
+
+
+def _block_instead_of_halves(
+    header: TensorHeader, scale: TensorHeader, quantization: Mapping[str, object]
+) -> tuple[int, int] | None:
+    """Return the block that scales may stand for that fit the halves of a fused tensor as well.
+
+    None where config.json speaks of blocks (also to say that there are none), where no block fits,
+    and where both readings give the same values.
+    """
+    says_none = quantization.get("quant_method") == "fp8" and "weight_block_size" in quantization
+    if (
+        says_none
+        or _config_block(quantization) is not None
+        or _declared_blocks(quantization)
+        or not _is_row_per_half(header, scale, None)
+    ):
+        return None
+    block = block_shape_of(
+        header.shape, scale.shape, None, is_exponent=scale.dtype_code in _EXPONENT_CODES
+    )
+    return None if block is None or block[0] == header.shape[1] // 2 else block
 
 
 def _declared_blocks(quantization: Mapping[str, object]) -> tuple[tuple[int, int], ...]:

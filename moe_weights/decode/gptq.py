@@ -33,7 +33,9 @@ from moe_weights.decode.qweight import (
     find_qweight,
     refuse_codes,
 )
+from moe_weights.decode.row_cuts import RowCuts
 from moe_weights.decode.scale_names import describe
+from moe_weights.decode.scaled_lookup import scale_centred_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -86,11 +88,14 @@ class Gptq:
         assert found.scales is not None
         assert found.qzeros is not None
         assert found.g_idx is not None
+        wanted = _wanted_index(found.codes, found.qzeros, found.g_idx, config, context)
+        if wanted is not None:
+            return found.refuse_misfit(found.g_idx, wanted)
         return _checked(found, found.scales, found.qzeros, found.g_idx, config)
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return (code - zero point) * scale in float32, (out, in); see `Encoding.decode`."""
-        rows, columns = tensor.shape
+        rows = tensor.shape[0]
         bits = tensor.option("bits")
         assert isinstance(bits, int)
         planar = bool(tensor.option("planar"))
@@ -99,12 +104,23 @@ class Gptq:
         zero_points = _zero_points(
             parts["zero_point"], bits, rows, planar, bool(tensor.option("minus_one"))
         )
-        scales = parts["scale"].T.astype(np.float32)
-        values = _unpack(parts[WEIGHT].T, bits, columns, planar).astype(np.float32, order="C")
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.subtract(values, zero_points.T[:, group_of_column], out=values)
-            np.multiply(values, scales[:, group_of_column], out=values)
-        return values
+        return scale_centred_codes(
+            self.codes(tensor, parts),
+            zero_points.T.astype(np.float32),
+            parts["scale"].T.astype(np.float32),
+            group_of_column,
+        )
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the codes (out, in); see `Encoding.codes`."""
+        bits = tensor.option("bits")
+        assert isinstance(bits, int)
+        planar = bool(tensor.option("planar"))
+        return _unpack(parts[WEIGHT].T, bits, tensor.shape[1], planar)
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Return None: words hold codes of many inputs; see `Encoding.row_cuts`."""
+        return None
 
 
 def _checked(
@@ -115,8 +131,6 @@ def _checked(
     config: GptqConfig,
 ) -> StoredTensor | EncodingRefusal:
     words, rows = found.codes.shape
-    if g_idx.dtype_code not in {"I32", "I64"} or g_idx.ndim != 1 or g_idx.shape == (0,):
-        return found.refuse_misfit(g_idx, "I32 [in]")
     columns = g_idx.shape[0]
     n_groups = config.n_groups(columns)
     if (
@@ -132,7 +146,7 @@ def _checked(
         )
     fitting = [
         bits
-        for bits in ((config.bits,) if config.bits is not None else _BITS)
+        for bits in _widths(config)
         if n_words(columns, bits) == words
         and qzeros.shape == (scales.shape[0], n_words(rows, bits))
     ]
@@ -169,6 +183,40 @@ def _checked(
             ("minus_one", int(config.minus_one and bits not in (5, 6, 7))),
         ),
     )
+
+
+def _widths(config: GptqConfig) -> tuple[int, ...]:
+    """Return the bits that codes may have."""
+    return _BITS if config.bits is None else (config.bits,)
+
+
+def _wanted_index(
+    codes: TensorHeader,
+    qzeros: TensorHeader,
+    g_idx: TensorHeader,
+    config: GptqConfig,
+    context: EncodingContext,
+) -> str | None:
+    """Return what the group index should be; None where nothing shows that it is another."""
+    words, rows = codes.shape
+    widths = _widths(config)
+    lengths = [
+        words * _PERIOD // bits
+        for bits in widths
+        if qzeros.ndim == 2
+        and qzeros.shape[1] == n_words(rows, bits)
+        and words * _PERIOD % bits == 0
+    ]
+    if g_idx.dtype_code in {"I32", "I64"} and g_idx.ndim == 1 and g_idx.shape != (0,):
+        length = g_idx.shape[0]
+        fits = any(n_words(length, bits) == words for bits in widths)
+        # A last word may be padded, but not where its whole width is that of an expert matrix.
+        is_cut = length not in context.hidden_sizes and any(
+            whole in context.hidden_sizes for whole in lengths
+        )
+        if not lengths or (fits and not is_cut):
+            return None
+    return f"I32 {' or '.join(f'[{length}]' for length in lengths) or '[in]'}"
 
 
 def _zero_points(

@@ -27,7 +27,9 @@ from moe_weights.decode.affine_codes import apply_per_block, checked_groups
 from moe_weights.decode.block_scale import block_shape_of
 from moe_weights.decode.compressed_tensors_config import int_schemes, scale_block_of
 from moe_weights.decode.encoding import Parts
-from moe_weights.decode.scale_names import describe, find_activation_scales
+from moe_weights.decode.row_cuts import WHOLE, PartCut, RowCuts, joined_cuts, scale_cut
+from moe_weights.decode.scale_names import describe, find_activation_scales, is_weight
+from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -41,6 +43,7 @@ _EXPONENT_CODES = frozenset({"F8_E8M0", "U8"})
 _ZERO_CODES = frozenset({"I8", "I32", "I64"})
 _INDEX_CODES = frozenset({"I32", "I64"})
 _ROW_MAJOR = b"\x00"  # weight_format 0; the others are tiled for old GPUs
+_INTEGERS = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)[:, None]
 _PER_127 = np.float32(7.874015718698502e-3)  # 1 / 127 as bitsandbytes writes it
 
 
@@ -89,23 +92,48 @@ class Int8:
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return (code - zero point) * scale in float32; see `Encoding.decode`."""
-        block = tensor.option("block")
-        assert isinstance(block, tuple)
-        pair = (block[0], block[1])
+        pair = _block_option(tensor)
         names = {role: header.name for role, header in tensor.parts}
         groups = checked_groups(
             names.get("g_idx", ""), parts.get("g_idx"), n_groups=-(-tensor.shape[-1] // pair[1])
         )
-        values = parts[WEIGHT].astype(np.float32, order="C")
-        if "SCB" in parts:
-            apply_per_block(np.multiply, values, parts["SCB"].astype(np.float32), pair)
-            values *= _PER_127
+        if groups is None and "zero_point" not in parts:
+            is_by_maxima = "SCB" in parts
+            scales = parts["SCB" if is_by_maxima else "scale"].astype(np.float32)
+            values = scale_codes(self.codes(tensor, parts), _INTEGERS, scales, pair)
+            if is_by_maxima:
+                values *= _PER_127
             return values
+        values = parts[WEIGHT].astype(np.float32, order="C")
         if "zero_point" in parts:
             zeros = parts["zero_point"].astype(np.float32)
             apply_per_block(np.subtract, values, zeros, pair, groups)
         scales = parts["scale"].astype(np.float32)
         return apply_per_block(np.multiply, values, scales, pair, groups)
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the bytes; see `Encoding.codes`."""
+        return parts[WEIGHT].view(np.uint8)
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Cut codes anywhere, scales with their blocks; see `Encoding.row_cuts`."""
+        block = _block_option(tensor)
+        cuts: dict[str, PartCut | None] = {WEIGHT: PartCut(rows=1, cols=1)}
+        cuts |= {
+            role: scale_cut(tensor, header, block)
+            for role, header in tensor.companions
+            if role in {"scale", "SCB", "zero_point"}
+        }
+        has_index = "g_idx" in dict(tensor.companions)
+        if has_index:
+            cuts["g_idx"] = WHOLE
+        return joined_cuts(cuts, col_grain=int(not has_index))
+
+
+def _block_option(tensor: StoredTensor) -> tuple[int, int]:
+    block = tensor.option("block")
+    assert isinstance(block, tuple)
+    return block[0], block[1]
 
 
 def _find_companions(name: str, by_name: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
@@ -127,9 +155,7 @@ def _find_companions(name: str, by_name: Mapping[str, TensorHeader]) -> dict[str
 
 def _is_weight(name: str, by_name: Mapping[str, TensorHeader]) -> bool:
     """Tell whether I8 under this name must be INT8 weights, though no scale was found."""
-    return name.endswith((".weight", "_weight")) and (
-        f"{name.removesuffix('weight')}scale" not in by_name
-    )
+    return is_weight(name) and (f"{name.removesuffix('weight')}scale" not in by_name)
 
 
 def _without_scale(header: TensorHeader) -> str:
@@ -193,6 +219,11 @@ def _scale_problem(
         return RefusalKind.AMBIGUOUS_ENCODING, (
             f"{weights} with scale {describe(scale)} are INT8, or two INT4 in each byte; "
             "config.json has no compressed-tensors groups that would tell"
+        )
+    if index is None and own is not None and own.is_reordered and block[1] < header.shape[-1]:
+        return RefusalKind.MISSING_COMPANION, (
+            f"{weights}, whose columns were reordered by config.json (actorder), without "
+            f"{header.name}_g_idx"
         )
     if zero is None and own is not None and not own.is_symmetric:
         return RefusalKind.MISSING_COMPANION, (

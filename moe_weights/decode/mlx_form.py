@@ -176,7 +176,7 @@ def _with_global_scale(stored: _Stored, form: MlxForm) -> MlxForm | EncodingRefu
 def _settled_by_shapes(
     stored: _Stored, scales: TensorHeader, hidden_sizes: frozenset[int]
 ) -> MlxSettings | EncodingRefusal:
-    """Return the only settings whose columns are a width that config.json names."""
+    """Return the only settings whose columns are a width that an expert matrix may have."""
     groups = scales.shape[-1] if scales.ndim else 0
     fitting = [
         (settings, n_columns)
@@ -192,8 +192,8 @@ def _settled_by_shapes(
         f"codes {describe(stored.codes)} with scales {describe(scales)}: "
         "config.json does not say how MLX packed them, and "
         + (
-            f"of the columns they may have, {readings}, {len(named) or 'none'} are widths that "
-            "config.json names; add its `quantization` block"
+            f"of the columns they may have, {readings}, {len(named) or 'none'} are widths of "
+            "expert matrices by config.json; add its `quantization` block"
             if fitting
             else "no form of MLX has these shapes"
         ),

@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.bit_stream import unpack_codes
+from moe_weights.decode.bit_stream import as_bytes, unpack_codes
+from moe_weights.decode.block_scale import real_scales
 from moe_weights.decode.encoding import Encoding, Parts
-from moe_weights.decode.fp4_codes import unpack_fp4
+from moe_weights.decode.fp4_codes import scale_fp4
 from moe_weights.decode.mlx_form import mlx_form
 from moe_weights.decode.mlx_settings import AFFINE, FLOAT_MODES
-from moe_weights.decode.scale_codes import decode_e4m3, decode_e8m0
+from moe_weights.decode.row_cuts import PartCut, RowCuts, joined_cuts, scale_cut
+from moe_weights.decode.scale_codes import decode_e4m3
+from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -29,6 +32,9 @@ from moe_weights.decode.stored_tensor import (
     StoredTensor,
 )
 
+_WORD_BITS = 32
+_FP4_BITS = 4
+_INTEGERS = np.arange(256, dtype=np.float32)
 _E4M3 = decode_e4m3(np.arange(256, dtype=np.uint8)).astype(np.float32)
 _LARGEST_NVFP4 = np.float32(6 * 448)  # the largest code times the largest scale
 
@@ -69,38 +75,51 @@ class MlxPacked:
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return the values in float32, each operation rounded once; see `Encoding.decode`."""
-        bits = tensor.option("bits")
-        assert isinstance(bits, int)
-        values = _numbers(np.ascontiguousarray(parts[WEIGHT]), self.mode, bits, tensor.shape[-1])
-        scales = _scales(parts, self.mode)
-        grouped = values.reshape(*scales.shape, -1)
-        # Values that overflow are part of what the bytes say.
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(grouped, scales[..., None], out=grouped)
-            if self.mode == AFFINE:
-                np.add(grouped, parts["bias"].astype(np.float32)[..., None], out=grouped)
-        return values
+        bits, group_size = _settings_of(tensor)
+        words, scales = parts[WEIGHT], _scales(parts, self.mode)
+        if self.mode != AFFINE and bits == _FP4_BITS:
+            return scale_fp4(np.ascontiguousarray(words).view(np.uint8), scales, group_size)
+        codes, table = as_bytes(words, bits, tensor.shape[-1])
+        numbers = _INTEGERS if self.mode == AFFINE else _E4M3
+        biases = parts["bias"].astype(np.float32) if self.mode == AFFINE else None
+        return scale_codes(codes, numbers[table], scales, (1, group_size), biases)
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the codes as unsigned integers; see `Encoding.codes`."""
+        return unpack_codes(parts[WEIGHT], _settings_of(tensor)[0], tensor.shape[-1])
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Cut between rows; columns where words end with codes; see `Encoding.row_cuts`."""
+        bits, group_size = _settings_of(tensor)
+        has_whole_codes = _WORD_BITS % bits == 0
+        rows, cols = tensor.shape[-2:]
+        cuts = {
+            role: scale_cut(
+                tensor, header, (rows, cols) if role == "global_scale" else (1, group_size)
+            )
+            for role, header in tensor.companions
+        }
+        codes = PartCut(rows=1, cols=_WORD_BITS // bits if has_whole_codes else 0)
+        return joined_cuts({WEIGHT: codes, **cuts}, col_grain=int(has_whole_codes))
 
 
 MLX_MEMBERS: tuple[Encoding, ...] = tuple(MlxPacked(mode) for mode in (AFFINE, *FLOAT_MODES))
 
 
-def _numbers(words: NDArray[Any], mode: str, bits: int, n_columns: int) -> NDArray[np.float32]:
-    """Return what the codes in words (..., W) mean before any scale: (..., C), contiguous."""
-    if mode == AFFINE:
-        return unpack_codes(words, bits, n_columns).astype(np.float32, order="C")
-    codes = words.view(np.uint8)
-    return unpack_fp4(codes) if bits == 4 else _E4M3[codes]
+def _settings_of(tensor: StoredTensor) -> tuple[int, int]:
+    """Return bits and group size."""
+    bits, group_size = tensor.option("bits"), tensor.option("group_size")
+    assert isinstance(bits, int)
+    assert isinstance(group_size, int)
+    return bits, group_size
 
 
 def _scales(parts: Parts, mode: str) -> NDArray[np.float32]:
     """Return the scale of each group, (..., out, groups)."""
-    stored = np.ascontiguousarray(parts["scale"])
-    if mode == AFFINE:
-        return stored.astype(np.float32)
+    stored = parts["scale"]
     if mode != "nvfp4":
-        return decode_e8m0(stored).astype(np.float32)
-    scales = decode_e4m3(stored).astype(np.float32)
+        return real_scales(stored)
+    scales: NDArray[np.float32] = _E4M3[stored]
     if "global_scale" in parts:
         per_matrix = np.asarray(parts["global_scale"], dtype=np.float32) / _LARGEST_NVFP4
         lead = scales.shape[:-2]

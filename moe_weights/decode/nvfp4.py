@@ -2,7 +2,9 @@
 
 The scale for all has two senses, told by its name: modelopt's `weight_scale_2` multiplies,
 compressed-tensors' `weight_global_scale` divides. Both libraries first join the two scales in
-float32 and then multiply the code; so does this file, to end in the same bits.
+float32 and then multiply the code; so does this file, to end in the same bits. Of stacked
+`gate_up_proj` gate and up may have a multiplier each, (E, 2), as Muse-Spark has them (mlx-lm,
+models/muse_spark.py).
 """
 
 from __future__ import annotations
@@ -17,12 +19,21 @@ from numpy.typing import NDArray
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.decode.block_scale import real_scales
 from moe_weights.decode.encoding import Parts
-from moe_weights.decode.fp4_layout import FP4_CODES, decode_fp4, fp4_shape_of
+from moe_weights.decode.fp4_layout import (
+    FP4_CODES,
+    decode_fp4,
+    fp4_codes_of,
+    fp4_row_cuts,
+    fp4_shape_of,
+)
+from moe_weights.decode.row_cuts import RowCuts, scale_cut
 from moe_weights.decode.scale_names import (
     SCALE_WORDS,
     describe,
     find_activation_scales,
     find_beside,
+    is_gate_and_up,
+    is_weight,
     names_beside,
 )
 from moe_weights.decode.stored_tensor import (
@@ -107,7 +118,11 @@ class Nvfp4:
                 f"F8_E4M3 scales in groups of {group_size}",
                 *found,
             )
-        if total.dtype_code not in _GLOBAL_CODES or not _is_total(total.shape, header.shape[:-2]):
+        shape, axis = layout
+        has_halves = bool(multipliers) and _is_per_half(total.shape, name, shape, axis)
+        if total.dtype_code not in _GLOBAL_CODES or not (
+            has_halves or _is_total(total.shape, header.shape[:-2])
+        ):
             return _refuse(
                 name,
                 header,
@@ -116,7 +131,6 @@ class Nvfp4:
                 "is needed, or one for each stacked matrix",
                 *found,
             )
-        shape, axis = layout
         return StoredTensor(
             name=name,
             encoding=self.name,
@@ -127,7 +141,11 @@ class Nvfp4:
                 ("divisor" if divisors else "multiplier", total),
                 *find_activation_scales(name, shape, context),
             ),
-            options=(("axis", axis), ("group_size", group_size)),
+            options=(
+                ("axis", axis),
+                ("group_size", group_size),
+                ("half", shape[_outputs_axis(axis)] // 2 if has_halves else 0),
+            ),
         )
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
@@ -138,11 +156,42 @@ class Nvfp4:
         scales = real_scales(parts["scale"])
         divides = "divisor" in parts
         total = real_scales(parts["divisor" if divides else "multiplier"])
-        total = total.reshape(1 if total.size == 1 else (*scales.shape[:-2], 1, 1))
+        half = tensor.option("half")
+        assert isinstance(half, int)
+        if half:
+            n_outputs = scales.shape[_outputs_axis(axis)]
+            per_output = np.repeat(total.reshape(*scales.shape[:-2], -1), half, axis=-1)
+            total = np.expand_dims(per_output[..., :n_outputs], axis)
+        else:
+            total = total.reshape(1 if total.size == 1 else (*scales.shape[:-2], 1, 1))
         # Damaged scales may be zero or infinite; what comes out is counted by who measures.
         with np.errstate(all="ignore"):
             joined = scales / total if divides else scales * total
         return decode_fp4(parts[WEIGHT], joined, axis, group_size)
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the four-bit codes; see `Encoding.codes`."""
+        axis = tensor.option("axis")
+        assert isinstance(axis, int)
+        return fp4_codes_of(parts[WEIGHT], axis)
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Cut codes between bytes and scales between groups; see `Encoding.row_cuts`."""
+        axis, group_size, half = map(tensor.option, ("axis", "group_size", "half"))
+        assert isinstance(axis, int)
+        assert isinstance(group_size, int)
+        assert isinstance(half, int)
+        rows, cols = tensor.shape[-2:]
+        block = (rows, cols)
+        if half:
+            block = (half, cols) if axis == -1 else (rows, half)
+        role, total = tensor.companions[1]
+        return fp4_row_cuts(tensor, axis, group_size, **{role: scale_cut(tensor, total, block)})
+
+
+def _outputs_axis(axis: int) -> int:
+    """Return the axis of the outputs, given that of the codes, which run along the inputs."""
+    return -2 if axis == -1 else -1
 
 
 def _is_bare(header: TensorHeader, name: str, context: EncodingContext) -> bool:
@@ -153,7 +202,7 @@ def _is_bare(header: TensorHeader, name: str, context: EncodingContext) -> bool:
     return (
         not found
         and header.dtype_code == "U8"
-        and header.name.endswith(".weight")
+        and is_weight(header.name)
         and "FP4" in _algorithm(context.quantization)
     )
 
@@ -174,6 +223,15 @@ def _algorithm(quantization: Mapping[str, object]) -> str:
 
 def _is_total(shape: tuple[int, ...], lead: tuple[int, ...]) -> bool:
     return math.prod(shape) == 1 or (bool(lead) and shape in {lead, (*lead, 1), (*lead, 1, 1)})
+
+
+def _is_per_half(
+    total_shape: tuple[int, ...], name: str, shape: tuple[int, ...], axis: int
+) -> bool:
+    """Gate and up, the halves of a stack's outputs, have one number each."""
+    n_outputs = shape[_outputs_axis(axis)]
+    lead = shape[:-2]
+    return bool(lead) and is_gate_and_up(name) and n_outputs % 2 == 0 and total_shape == (*lead, 2)
 
 
 def _describe_all(*headers: TensorHeader) -> str:

@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.decode.affine_codes import apply_per_block, checked_groups
-from moe_weights.decode.bit_stream import n_words, unpack_codes
+from moe_weights.decode.bit_stream import as_bytes, n_words, unpack_codes
 from moe_weights.decode.compressed_tensors_config import (
     IntScheme,
     int_schemes,
     scale_block_of,
 )
 from moe_weights.decode.encoding import Parts
+from moe_weights.decode.row_cuts import WHOLE, PartCut, RowCuts, joined_cuts, scale_cut
 from moe_weights.decode.scale_names import describe, find_activation_scales
+from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -42,6 +44,7 @@ _ROLES = ("scale", "shape", "zero_point", "g_idx")
 _SCALE_CODES = frozenset({"BF16", "F16", "F32"})
 _INTEGER_SIZES = {"I32": 4, "I64": 8}
 _ANY_BITS = range(1, 9)
+_WORD_BITS = 32
 _PACKED, _PLAIN, _NONE = "packed", "plain", ""  # forms of the zero point
 
 
@@ -52,6 +55,7 @@ class _Reading:
     bits: int
     block: tuple[int, int]
     has_zero_point: bool
+    has_index: bool
 
 
 class PackedInt:
@@ -109,6 +113,12 @@ class PackedInt:
                 RefusalKind.MISSING_COMPANION,
                 f"codes {describe(header)}, asymmetric by config.json, without {stem}_zero_point",
             )
+        if "g_idx" not in found and reading.has_index:
+            return refuse(
+                RefusalKind.MISSING_COMPANION,
+                f"codes {describe(header)}, whose columns were reordered by config.json (actorder),"
+                f" without {stem}_g_idx",
+            )
         if "g_idx" in found and not _index_fits(found["g_idx"], shape, reading.block):
             return refuse(
                 RefusalKind.BAD_COMPANION,
@@ -126,18 +136,19 @@ class PackedInt:
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return (code - zero point) * scale in float32; see `Encoding.decode`."""
-        bits, block = tensor.option("bits"), tensor.option("block")
-        assert isinstance(bits, int)
-        assert isinstance(block, tuple)
-        pair = (block[0], block[1])
+        bits, pair = _layout_of(tensor)
         rows, cols = tensor.shape[-2:]
         names = {role: header.name for role, header in tensor.parts}
         groups = checked_groups(
             names.get("g_idx", ""), parts.get("g_idx"), n_groups=-(-cols // pair[1])
         )
-        values = unpack_codes(parts[WEIGHT], bits, cols).astype(np.float32, order="C")
+        scales = parts["scale"].astype(np.float32)
         middle = np.float32(1 << (bits - 1))
         form = tensor.option("zero_point")
+        if form == _NONE and groups is None:
+            codes, table = as_bytes(parts[WEIGHT], bits, cols)
+            return scale_codes(codes, table.astype(np.float32) - middle, scales, pair)
+        values = self.codes(tensor, parts).astype(np.float32, order="C")
         if form == _NONE:
             values -= middle
         elif form == _PLAIN:
@@ -149,8 +160,41 @@ class PackedInt:
             streams = np.swapaxes(parts["zero_point"], -1, -2)
             zeros = np.swapaxes(unpack_codes(streams, bits, rows), -1, -2).astype(np.float32)
             apply_per_block(np.subtract, values, zeros, pair, groups)
-        scales = parts["scale"].astype(np.float32)
         return apply_per_block(np.multiply, values, scales, pair, groups)
+
+    def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+        """Return the codes, counted from 0; see `Encoding.codes`."""
+        return unpack_codes(parts[WEIGHT], _layout_of(tensor)[0], tensor.shape[-1])
+
+    def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
+        """Cut between rows; packed zero points between words; see `Encoding.row_cuts`."""
+        bits, block = _layout_of(tensor)
+        companions = dict(tensor.companions)
+        per_word = 0 if _WORD_BITS % bits else _WORD_BITS // bits
+        cuts: dict[str, PartCut | None] = {
+            WEIGHT: PartCut(rows=1, cols=per_word),
+            "scale": scale_cut(tensor, companions["scale"], block),
+        }
+        row_grain, form = 1, tensor.option("zero_point")
+        if form == _PLAIN:
+            cuts["zero_point"] = scale_cut(tensor, companions["zero_point"], block)
+        elif form == _PACKED:
+            row_grain = per_word or 1
+            group = block[1] if block[1] < tensor.shape[-1] else 0
+            # Words that codes cross have no rows of their own.
+            cuts["zero_point"] = PartCut(rows=per_word, cols=group) if per_word else None
+        index = companions.get("g_idx")
+        if index is not None:
+            cuts["g_idx"] = WHOLE if index.ndim == 1 else PartCut(rows=tensor.shape[-2])
+        return joined_cuts(cuts, row_grain=row_grain, col_grain=int(index is None and per_word > 0))
+
+
+def _layout_of(tensor: StoredTensor) -> tuple[int, tuple[int, int]]:
+    """Return bits and block."""
+    bits, block = tensor.option("bits"), tensor.option("block")
+    assert isinstance(bits, int)
+    assert isinstance(block, tuple)
+    return bits, (block[0], block[1])
 
 
 def _read_shape(
@@ -161,6 +205,8 @@ def _read_shape(
     if size is None or companion.shape not in {(2,), (header.ndim,)}:
         return None
     raw = context.read_metadata(companion)
+    if raw is None:
+        return None
     stated = tuple(int(length) for length in np.frombuffer(raw, dtype=f"<i{size}"))
     rows = header.shape[-2]
     if stated[:-1] not in {(rows,), header.shape[:-1]} or stated[-1] <= 0:
@@ -183,8 +229,11 @@ def _readings(
         # Names of modules differ between writers; a scheme of another group that fits is as good,
         # provided that it is the only one. Without schemes the shapes alone must decide.
         fitting = _fitting(shape, header, found["scale"], schemes.all or (None,))
-    with_same_zeros = [r for r in fitting if r.has_zero_point == ("zero_point" in found)]
-    return with_same_zeros if len(fitting) > 1 and with_same_zeros else fitting
+    if len(fitting) > 1:
+        fitting = [r for r in fitting if r.has_zero_point == ("zero_point" in found)] or fitting
+    if len(fitting) > 1:
+        fitting = [r for r in fitting if r.has_index == ("g_idx" in found)] or fitting
+    return fitting
 
 
 def _fitting(
@@ -199,6 +248,7 @@ def _fitting(
             bits=bits,
             block=block,
             has_zero_point=scheme is not None and not scheme.is_symmetric,
+            has_index=scheme is not None and scheme.is_reordered and block[1] < shape[-1],
         )
         for scheme in schemes
         if scale.dtype_code in _SCALE_CODES

@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from moe_weights.checkpoint.name_ids import templates_of
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.claimants import Claimants
 from moe_weights.decode.encoding import Encoding, Parts
 from moe_weights.decode.members import MEMBERS
+from moe_weights.decode.row_cuts import RowCuts
 from moe_weights.decode.stored_tensor import (
     EncodingContext,
     EncodingRefusal,
@@ -24,6 +28,8 @@ from moe_weights.decode.stored_tensor import (
     Resolution,
     StoredTensor,
 )
+
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 def resolve_encodings(headers: Sequence[TensorHeader], context: EncodingContext) -> Resolution:
@@ -37,10 +43,19 @@ def resolve_encodings(headers: Sequence[TensorHeader], context: EncodingContext)
     companions: dict[str, str] = {}
     files = _files_of_repeated(headers)
     contexts = _contexts_of_repeated(headers, context, files)
-    for position, header in enumerate(headers):
-        if header.name in companions:
+    templates = templates_of([header.name for header in headers])
+    claimants = Claimants(MEMBERS, frozenset(templates), context)
+    for position, (header, template) in enumerate(zip(headers, templates, strict=True)):
+        name = header.name
+        if name in companions:
             continue
-        claim = _claim(header, contexts.get((header.file, header.name), context))
+        if name in files:
+            claim = _claim(header, contexts[header.file, name], MEMBERS)
+        else:
+            members = claimants.of(template, header)
+            if not members:
+                continue
+            claim = _claim(header, context, members)
         if claim is None:
             continue
         if isinstance(claim, StoredTensor):
@@ -56,17 +71,18 @@ def resolve_encodings(headers: Sequence[TensorHeader], context: EncodingContext)
     refusals: list[EncodingRefusal] = []
     others: list[TensorHeader] = []
     for position, header in enumerate(headers):
-        if header.name in companions:
+        name = header.name
+        if name in companions:
             continue
         claim = claimed.get(position)
-        if isinstance(claim, StoredTensor):
-            tensors.append(claim)
-        elif isinstance(claim, EncodingRefusal):
-            refusals.append(claim)
-        elif header.dtype_code in {"F64", "F32", "F16", "BF16"}:
-            tensors.append(
-                StoredTensor(name=header.name, encoding="plain", header=header, shape=header.shape)
-            )
+        if claim is not None:
+            if isinstance(claim, StoredTensor):
+                tensors.append(claim)
+            else:
+                refusals.append(claim)
+        elif header.dtype_code in _PLAIN:
+            fields = (name, "plain", header, header.shape, (), ())
+            tensors.append(tuple.__new__(StoredTensor, fields))
         else:
             others.append(header)
     return Resolution(
@@ -74,14 +90,15 @@ def resolve_encodings(headers: Sequence[TensorHeader], context: EncodingContext)
         refusals=tuple(refusals),
         companions=companions,
         others=tuple(others),
+        templates=templates,
     )
 
 
 def _files_of_repeated(headers: Sequence[TensorHeader]) -> dict[str, list[str]]:
     """Return the files of each name that lies in several, in scan order."""
-    counts = Counter(header.name for header in headers)
     files: dict[str, list[str]] = {}
-    if len(counts) < len(headers):
+    if len({header.name for header in headers}) < len(headers):
+        counts = Counter(header.name for header in headers)
         for header in headers:
             if counts[header.name] > 1:
                 files.setdefault(header.name, []).append(header.file)
@@ -128,8 +145,20 @@ def decode_parts(tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
     return _BY_NAME[tensor.encoding].decode(tensor, parts)
 
 
-def _claim(header: TensorHeader, context: EncodingContext) -> StoredTensor | EncodingRefusal | None:
-    for member in MEMBERS:
+def codes_of_parts(tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
+    """Return the stored codes that the parts hold; see `Encoding.codes`."""
+    return _BY_NAME[tensor.encoding].codes(tensor, parts)
+
+
+def row_cuts_of(tensor: StoredTensor) -> RowCuts | None:
+    """Return how the parts of an encoded tensor are cut with its rows; see `Encoding.row_cuts`."""
+    return _BY_NAME[tensor.encoding].row_cuts(tensor)
+
+
+def _claim(
+    header: TensorHeader, context: EncodingContext, members: Sequence[Encoding]
+) -> StoredTensor | EncodingRefusal | None:
+    for member in members:
         claim = member.claim(header, context)
         if claim is not None:
             return claim

@@ -6,6 +6,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+# Its scales are E4M3 numbers; in all others, bytes are E8M0 exponents.
+_E4M3_BYTES = "mlx_nvfp4"
+
 
 def decode_e8m0(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return 2**(code - 127); code 255 is NaN.
@@ -25,3 +28,15 @@ def decode_e4m3(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
     """
     values: NDArray[np.float64] = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     return values
+
+
+def nan_codes(encoding: str, role: str) -> tuple[int, ...]:
+    """Return the codes that are NaN in a part that is stored under U8.
+
+    Args:
+        encoding: Name of the member that decodes the part's tensor.
+        role: Role of the part; what is no scale has no such codes.
+    """
+    if role != "scale":
+        return ()
+    return (0x7F, 0xFF) if encoding == _E4M3_BYTES else (0xFF,)

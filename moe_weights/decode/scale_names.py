@@ -74,6 +74,19 @@ def find_activation_scales(
     )
 
 
+def is_weight(name: str) -> bool:
+    """Tell whether a name is one of weights, also of stacked ones without a module of their own."""
+    return name.endswith((".weight", "_weight", "_proj"))
+
+
+def is_gate_and_up(name: str) -> bool:
+    """Tell whether weights hold gate and up one after the other, by their logical name.
+
+    `w13` is none: it is what interleaved rows are called.
+    """
+    return name.removesuffix(".weight").endswith("gate_up_proj")
+
+
 def describe(header: TensorHeader) -> str:
     """Return a tensor's name, type and shape, for messages."""
     return f"{header.name} {header.dtype_code} {list(header.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
 
@@ -15,8 +15,7 @@ Option: TypeAlias = "int | float | str | tuple[int, ...]"
 WEIGHT = "weight"  # role of the part that holds the codes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor whose values are floats, whatever their form on disk.
 
     Attributes:
@@ -122,13 +121,14 @@ class EncodingContext:
         quantization: The quantisation block of config.json (`quantization_config`, `quantization`,
             or that of hf_quant_config.json), as JSON; empty when there is none.
         read_metadata: Reads the whole content of a small companion that describes others (a packed
-            shape, a JSON state); never weights or scales.
-        hidden_sizes: Widths that config.json names, to settle what shapes leave open.
+            shape, a JSON state), never weights or scales; None for one too large to be that.
+        hidden_sizes: Widths that expert matrices have by config.json, to settle what shapes leave
+            open.
     """
 
     by_name: Mapping[str, TensorHeader]
     quantization: Mapping[str, object]
-    read_metadata: Callable[[TensorHeader], bytes]
+    read_metadata: Callable[[TensorHeader], bytes | None]
     hidden_sizes: frozenset[int] = frozenset()
 
 
@@ -141,9 +141,11 @@ class Resolution:
         refusals: Encoded tensors that must not be measured.
         companions: Names of stored tensors that another one explains, to that one's name.
         others: The rest: integers, unknown dtypes.
+        templates: The name of each stored tensor without its ids, in scan order; may be left out.
     """
 
     tensors: tuple[StoredTensor, ...]
     refusals: tuple[EncodingRefusal, ...]
     companions: dict[str, str]
     others: tuple[TensorHeader, ...]
+    templates: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unittest
 import warnings
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +15,7 @@ from compressed_tensors.quantization.utils import (
     calculate_qparams,
     maybe_pad_tensor_for_block_quant,
 )
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize, FP8Experts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # modelopt warns of every newer transformers
@@ -54,6 +55,27 @@ class Transformers(unittest.TestCase):
             for kind in (torch.float32, torch.bfloat16, torch.float16):
                 self.check(random_codes(shape), scale.to(kind), W, f"{W}_scale_inv")
             self.check(random_codes(shape), scale, "gate_up_proj", "gate_up_proj_scale_inv")
+
+    def test_fused_experts_without_blocks_have_a_scale_per_half(self) -> None:
+        """Its own module says the shapes; `weight_block_size` is null, or not there."""
+        for rows, cols, config in (
+            (64, 40, {"quant_method": "fp8", "weight_block_size": None}),
+            (160, 64, {"quant_method": "fp8", "weight_block_size": None}),
+            (300, 200, {}),
+        ):
+            settings = SimpleNamespace(
+                hidden_size=cols,
+                moe_intermediate_size=rows // 2,
+                num_experts=3,
+                hidden_act="silu",
+            )
+            experts = FP8Experts(settings)
+            scale = torch.rand(experts.gate_up_proj_scale_inv.shape) + 1e-3
+            self.assertEqual(tuple(scale.shape), (3, 2, 1))
+            codes = random_codes(tuple(experts.gate_up_proj.shape))
+            expected = Fp8Dequantize(None)._dequantize_one(codes, scale, torch.float32)
+            arrays = {"gate_up_proj": codes, "gate_up_proj_scale_inv": scale}
+            np.testing.assert_array_equal(decode(arrays, config), expected.numpy())
 
     def test_exponents_of_every_block_bit_for_bit(self) -> None:
         weights = random_codes((64, 96))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import unittest
 import warnings
+from types import SimpleNamespace
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 import torch
 from compressed_tensors.compressors import BaseCompressor
@@ -13,6 +15,7 @@ from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from mlx_lm.models import muse_spark
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # modelopt warns of every newer transformers
@@ -74,6 +77,57 @@ class ModelOpt(unittest.TestCase):
             )
             self.assertEqual(values.shape, tuple(stored.shape))
             np.testing.assert_array_equal(values, expected.transpose(1, 2).numpy())
+
+
+class MuseSpark(unittest.TestCase):
+    """What mlx-lm makes of gate and up with a scale each, as modelopt stores them."""
+
+    LAYER = "model.language_model.layers.0.mlp.experts."
+
+    def sanitized(self, arrays: dict[str, np.ndarray]) -> dict[str, mx.array]:
+        model = SimpleNamespace(
+            args=SimpleNamespace(vision=object(), text=SimpleNamespace(head_dim=8))
+        )
+        weights = {
+            self.LAYER + name: mx.array(
+                array.view(np.uint8) if array.dtype == ml_dtypes.float8_e4m3fn else array
+            )
+            for name, array in arrays.items()
+        }
+        return muse_spark.Model.sanitize(model, weights)
+
+    def test_gate_and_up_bit_for_bit(self) -> None:
+        n_experts, rows, cols = 3, 12, 64
+        rng = np.random.default_rng(4)
+        scales = rng.integers(1, 0x7E, (n_experts, rows, cols // 16), dtype=np.uint8)
+        for totals in (
+            (2.0 ** rng.integers(-9, 3, (n_experts, 2))).astype(np.float32),
+            (rng.uniform(1e-3, 1e-1, (n_experts, 2))).astype(np.float32),
+        ):
+            arrays = {
+                "gate_up_proj": rng.integers(0, 256, (n_experts, rows, cols // 2), dtype=np.uint8),
+                "gate_up_proj_weight_scale": scales.view(ml_dtypes.float8_e4m3fn),
+                "gate_up_proj_weight_scale_2": totals,
+            }
+            values = decode_all(Nvfp4(), arrays, "gate_up_proj")[1]
+            sanitized = self.sanitized(arrays)
+            for half, name in enumerate(("gate_proj", "up_proj")):
+                stem = f"{self.LAYER}{name}."
+                for expert in range(n_experts):
+                    expected = mx.dequantize(
+                        sanitized[f"{stem}weight"][expert],
+                        sanitized[f"{stem}scales"][expert],
+                        group_size=16,
+                        bits=4,
+                        mode="nvfp4",
+                        global_scale=sanitized[f"{stem}global_scale"][expert],
+                        dtype=mx.float32,
+                    )
+                    mine = values[expert, half * rows // 2 : (half + 1) * rows // 2]
+                    # It stores the scale times 2688 and divides again: at most two roundings more.
+                    np.testing.assert_array_almost_equal_nulp(mine, np.array(expected), nulp=4)
+                    if (np.frexp(totals)[0] == 0.5).all():
+                        np.testing.assert_array_equal(mine, np.array(expected))
 
 
 class CompressedTensors(unittest.TestCase):

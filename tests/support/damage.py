@@ -236,6 +236,12 @@ def companion_removed(files: Files, layout: ExpertLayout) -> Iterator[tuple[str,
         yield name, files.without(name)
 
 
+def weights_removed(files: Files, layout: ExpertLayout) -> Iterator[tuple[str, Files]]:
+    """Take the codes away; what explained them stays."""
+    for name in _targets(layout.experts) if layout.companions else ():
+        yield name, files.without(name)
+
+
 def companion_of_wrong_shape(files: Files, layout: ExpertLayout) -> Iterator[tuple[str, Files]]:
     for name in _targets(layout.companions):
         array = files.get(name)

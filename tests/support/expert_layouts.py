@@ -44,6 +44,7 @@ def make_layouts() -> tuple[ExpertLayout, ...]:
         _fused_transposed(),
         _fused_interleaved(),
         _fp8_blocks(),
+        _fp8_stacks(),
         _mxfp4(),
         _mlx_affine(),
     )
@@ -91,7 +92,11 @@ def _build(
             tensors[key] = array
             if key.endswith(companion_suffixes):
                 companions.append(key)
-            elif ("expert" in key and not key.endswith("_bias")) or "switch_mlp" in key:
+            elif (
+                ("expert" in key and not key.endswith("_bias"))
+                or "switch_mlp" in key
+                or (".moe." in key and "_proj" in key)
+            ):
                 experts.append(key)
     return ExpertLayout(
         name=name,
@@ -204,6 +209,33 @@ def _fp8_blocks() -> ExpertLayout:
         quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]},
     )
     return _build("fp8_blocks", config, layer, ("_scale_inv",))
+
+
+def _fp8_stacks() -> ExpertLayout:
+    """Stacks and scales in a module whose name does not say expert."""
+
+    def layer(number: int, values: _Values) -> Tensors:
+        at = f"model.layers.{number}.moe"
+        tensors = {f"{at}.gate.weight": values.normal(N_EXPERTS, HIDDEN)}
+        for proj, rows, cols in (
+            ("gate_proj", WIDTH, HIDDEN),
+            ("up_proj", WIDTH, HIDDEN),
+            ("down_proj", HIDDEN, WIDTH),
+        ):
+            name = f"{at}.{proj}.weight"
+            tensors[name] = values.normal(N_EXPERTS, rows, cols, dtype=ml_dtypes.float8_e4m3fn)
+            scales = values.normal(N_EXPERTS, rows // 32, cols // 32, dtype=np.float32)
+            tensors[f"{name}_scale_inv"] = np.abs(scales) + np.float32(0.01)
+        return tensors
+
+    config = _sizes(
+        "step3p5",
+        "moe_num_experts",
+        "moe_intermediate_size",
+        first_k_dense_replace=0,
+        quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]},
+    )
+    return _build("fp8_stacks", config, layer, ("_scale_inv",))
 
 
 def _mxfp4() -> ExpertLayout:

@@ -128,6 +128,7 @@ def plan_headers(
         resolve_encodings(kept, context),
         parse_config(make_config_document(changes)),
         expectation,
+        scanned=kept,
         preset=preset,
         copies=copies,
     )

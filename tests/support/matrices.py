@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from unittest import TestCase
 
@@ -12,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.columns import Cell
-from moe_weights.measure.matrix_metrics import measure_matrix
+from moe_weights.measure.matrix_meter import MatrixMeter
+from moe_weights.measure.sampling import sample_indices
 from moe_weights.measure.settings import MeasureSettings
+from moe_weights.quantize.round_trip import QuantBackend, SchemeSpec
+from moe_weights.quantize.simulate import SchemeMeter
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -22,8 +24,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
 }
 SIXTEEN_BIT = ("bfloat16", "float16")
-
-_NOWHERE = Path("no samples are drawn")
 
 
 def make_settings(**changes: Any) -> MeasureSettings:
@@ -52,11 +52,26 @@ def matrix_of(rows: list[list[float]], dtype: str = "float32") -> NDArray[Any]:
     return np.array(rows, dtype=np.float64).astype(DTYPES[dtype])
 
 
-def measure(
-    matrix: NDArray[Any], *, sample_folder: Path = _NOWHERE, **changes: Any
+def measure(matrix: NDArray[Any], **changes: Any) -> dict[str, Cell]:
+    """Measure one matrix in one block under the template's settings, with changes."""
+    settings = make_settings(**changes)
+    sampled = None
+    if settings.sample_per_matrix is not None:
+        sampled = sample_indices(matrix.size, settings.sample_per_matrix, settings.sample_seed)
+    meter = MatrixMeter(*matrix.shape, matrix.dtype, settings, sampled)
+    meter.add(matrix)
+    while meter.needs_another_pass:
+        meter.add_again(matrix)
+    return meter.finish().values
+
+
+def simulate(
+    matrix: NDArray[Any], scheme: SchemeSpec, backend: QuantBackend, eps: float
 ) -> dict[str, Cell]:
-    """Measure one matrix under the template's settings, with changes."""
-    return measure_matrix(matrix, make_settings(**changes), sample_folder)
+    """Simulate one matrix under one scheme, in one block."""
+    meter = SchemeMeter(*matrix.shape, matrix.dtype, scheme, backend, eps)
+    meter.add(matrix)
+    return meter.finish()
 
 
 def assert_close(

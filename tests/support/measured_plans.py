@@ -1,4 +1,4 @@
-"""Small checkpoints planned and measured in one go: which values each matrix came out with."""
+"""Small checkpoints planned and measured in one go: which values each matrix is measured with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.commands.work import run_units
+from moe_weights.commands.encoded_unit import EncodedUnit
+from moe_weights.commands.matrix_blocks import PlainUnit
 from moe_weights.config.preset import Preset
 from moe_weights.extract.plan import ExtractionPlan
+from moe_weights.extract.work_unit import WorkUnit
 from tests.support.checkpoints import write_safetensors
 from tests.support.extraction import plan_headers
-from tests.support.work_units import make_work_settings
+from tests.support.work_units import make_work_settings, run_rows
 
 # (stack, layer, expert, proj) of a matrix
 MatrixKey = tuple[str, int, int, str]
@@ -62,11 +64,22 @@ def plan_and_measure(
         quantization=quantization,
     )
     found: dict[MatrixKey, str] = {}
-    result = run_units(plan.units, make_work_settings(folder))
-    for matrix, row, digest in zip(plan.matrices, result.matrix_rows, result.digests, strict=True):
+    digests = [digest for unit in plan.units for digest in _digests(unit, folder)]
+    rows, _quant_rows = run_rows(plan.units, make_work_settings(folder))
+    for matrix, row, digest in zip(plan.matrices, rows, digests, strict=True):
         key = (matrix.stack, matrix.layer, matrix.expert_id, matrix.proj)
         assert key not in found, key
         assert (row["layer"], row["expert_id"], row["proj"]) == key[1:]
         assert (row["rows"], row["cols"]) == (matrix.view.rows, matrix.view.cols)
         found[key] = digest
     return plan, found
+
+
+def _digests(unit: WorkUnit, folder: Path) -> list[str]:
+    """Return the digest of what is measured as each matrix of a unit."""
+    kind = PlainUnit if unit.source.encoding == "plain" else EncodedUnit
+    source = kind(unit, folder, None)
+    return [
+        digest_of(np.concatenate([block.copy() for block in source.blocks(matrix.view)]))
+        for matrix in unit.matrices
+    ]

@@ -10,10 +10,13 @@ import numpy as np
 
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.commands.work import WorkSettings
+from moe_weights.commands.measured_rows import MatrixRows, QuantRows
+from moe_weights.commands.work import UnitResult, WorkSettings, run_units
 from moe_weights.decode.stored_tensor import StoredTensor
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit
+from moe_weights.measure.metric_table import metric_columns
+from moe_weights.quantize.choose_backend import BackendChoice, BackendName
 from moe_weights.quantize.round_trip import SchemeSpec
 from tests.support.checkpoints import write_safetensors
 from tests.support.matrices import make_settings
@@ -83,13 +86,55 @@ def bank_units(headers: Sequence[TensorHeader]) -> list[WorkUnit]:
 
 
 def make_work_settings(
-    root: Path, *, schemes: Sequence[SchemeSpec] = (), **measure: Any
+    root: Path,
+    *,
+    schemes: Sequence[SchemeSpec] = (),
+    backend: BackendName = "native",
+    memory_nbytes: int = 2**30,
+    **measure: Any,
 ) -> WorkSettings:
-    """Return what workers are told; samples lie beside the model."""
+    """Return what workers are told; one backend for every scheme and dtype."""
+    dtypes = ("bfloat16", "float16", "float32")
+    names = tuple((scheme.name, dtype, backend) for scheme in schemes for dtype in dtypes)
     return WorkSettings(
         root=root,
         measure=make_settings(**measure),
-        sample_folder=root / "sampled_indices",
         schemes=tuple(schemes),
-        device="cpu",
+        backends=BackendChoice(device="cpu", names=names),
+        memory_nbytes=memory_nbytes,
+        scratch_folder=root,
     )
+
+
+def rows_of(
+    units: Sequence[WorkUnit],
+    results: Sequence[UnitResult],
+    settings: WorkSettings,
+    *,
+    has_several_stacks: bool = False,
+) -> tuple[MatrixRows, QuantRows]:
+    """Join plan and numbers to the rows of both tables."""
+    rows = MatrixRows(
+        units, results, metric_columns(settings.measure), has_several_stacks=has_several_stacks
+    )
+    return rows, QuantRows(rows, results, settings.schemes, settings.backends)
+
+
+def run_rows(units: Sequence[WorkUnit], settings: WorkSettings) -> tuple[MatrixRows, QuantRows]:
+    """Measure units in this thread and return the rows of both tables."""
+    return rows_of(units, [run_units(units, settings)], settings)
+
+
+def content_of(results: Sequence[UnitResult]) -> list[object]:
+    """Return all numbers in a form that compares bit for bit."""
+    return [
+        [
+            (result.measured.shape, result.measured.tobytes()),
+            (result.simulated.shape, result.simulated.tobytes()),
+            result.errors,
+            result.counts.tolist(),
+            result.fingerprints,
+            result.constant,
+        ]
+        for result in results
+    ]
