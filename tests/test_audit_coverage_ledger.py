@@ -150,13 +150,13 @@ class Ledger(unittest.TestCase):
         self.assertTrue(coverage.complete)
 
     def test_keeps_stacks_apart_and_in_order(self) -> None:
-        mtp = "mtp.layers.0.mlp.experts.0.up_proj.weight"
-        content = coverage_json(coverage_of(whole_model() | {mtp: (32, 64)}))
+        other = "encoder.layers.0.mlp.experts.0.up_proj.weight"
+        content = coverage_json(coverage_of(whole_model() | {other: (32, 64)}))
         stacks = content["stacks"]
         assert isinstance(stacks, list)
         self.assertEqual(
             [(item["stack"], len(item["layers"])) for item in stacks],
-            [("mtp", 1), ("text", 6)],
+            [("encoder", 1), ("text", 6)],
         )
         self.assertIs(content["complete"], True)
 
@@ -224,6 +224,59 @@ class Findings(unittest.TestCase):
         self.assertEqual(
             self.messages(coverage_of(tensors)),
             ["[coverage] wrong_shape: 1 (layer, projection) pairs (" + place + ")"],
+        )
+
+    def test_tell_of_extra_prediction_layers_that_are_not_there(self) -> None:
+        mtp = {
+            f"mtp.layers.0.mlp.experts.{expert}.{proj}.weight": shape
+            for expert in range(2)
+            for proj, shape in SHAPES.items()
+        }
+        for n_declared, tensors, n_found in ((1, {}, 0), (3, mtp, 1)):
+            declared = {**DECLARED, "num_nextn_predict_layers": n_declared}
+            coverage = coverage_of(whole_model() | tensors, declared)
+            self.assertIs(coverage.complete, True)
+            (finding,) = coverage_findings(coverage)
+            self.assertEqual(finding.kind, FindingKind.COVERAGE)
+            self.assertEqual(
+                finding.message,
+                f"[coverage] config.json counts multi-token-prediction layers: {n_declared}; "
+                f"with experts here: {n_found}",
+            )
+            self.assertEqual(
+                finding.hint,
+                "many releases leave these layers out, and in some families they are dense; if "
+                "they should be here, look for a missing shard",
+            )
+        for n_declared in (0, 1):
+            declared = {**DECLARED, "num_nextn_predict_layers": n_declared}
+            tensors = whole_model() | (mtp if n_declared else {})
+            self.assertEqual(coverage_findings(coverage_of(tensors, declared)), [])
+
+    def test_tell_of_ragged_layers_where_config_json_does_not_say_how_many_experts(self) -> None:
+        tensors = dict(whole_model(n_layers=5, n_experts=3))
+        for layer in range(4):
+            del tensors[NAME.format(layer, 1, "up_proj")]
+        (finding,) = coverage_findings(coverage_of(tensors, {}))
+        self.assertEqual((finding.kind, finding.count), (FindingKind.COVERAGE, 4))
+        places = "; ".join(
+            f"text layer {layer}: gate_proj 3, up_proj 2, down_proj 3" for layer in range(3)
+        )
+        self.assertEqual(
+            finding.message,
+            "[coverage] layers whose projections have different numbers of experts: 4 "
+            f"({places}; ...)",
+        )
+        self.assertEqual(
+            finding.hint,
+            "config.json does not say how many there should be; look for a missing shard or for "
+            "names that no rule takes",
+        )
+        (finding,) = coverage_findings(coverage_of({**tensors, **whole_model(3, 3)}, {}))
+        place = "text layer 3: gate_proj 3, up_proj 2, down_proj 3"
+        self.assertEqual(
+            finding.message,
+            f"[coverage] layers whose projections have different numbers of experts: 1 ({place})",
         )
 
     def test_tell_of_experts_and_layers_beyond_what_is_declared(self) -> None:

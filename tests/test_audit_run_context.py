@@ -30,7 +30,7 @@ FILES = CheckpointFiles(
 def context(configured: str = "/models/m", override: str | None = None) -> dict[str, object]:
     source = ModelPathSource(configured=configured, override=override, resolved=MODEL)
     with mock.patch("moe_weights.audit.run_context.utc_now_text", return_value="now"):
-        return dict(run_context_json({"run_name": "r"}, source, FILES, ScanConfig()))
+        return dict(run_context_json({"run_name": "r"}, source, FILES, ScanConfig(), {"pairs": []}))
 
 
 class RunContext(unittest.TestCase):
@@ -70,6 +70,7 @@ class RunContext(unittest.TestCase):
                     "index_path": "/models/m/model.safetensors.index.json",
                     "error": "it is empty",
                 },
+                "quantisation_self_check": {"pairs": []},
             },
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from unittest import mock
 
 from moe_weights.audit.index_report import compare_index
-from moe_weights.audit.run_health import OutputCounts, run_health_json
+from moe_weights.audit.run_health import MemoryUse, OutputCounts, run_health_json
 from moe_weights.checkpoint.locate import CheckpointFiles
 from moe_weights.checkpoint.shard_index import IndexState, ShardIndex
 from moe_weights.checkpoint.tensor_header import TensorHeader
@@ -59,6 +59,7 @@ def health(
                 plan=plan_headers(headers, changes, preset=preset, model_config=model_config),
                 report=compare_index(files, shard_index, headers) if index else None,
                 outputs=OutputCounts(rows={"matrix_stats": 3}, wrote_index_report=index),
+                memory=MemoryUse(max_memory=900, baseline=100, peak=350),
             )
         )
 
@@ -72,7 +73,7 @@ class RunHealth(unittest.TestCase):
                 "status", "generated_at", "duration_seconds", "run", "config_used",
                 "scan_summary", "extraction_summary", "outputs_written", "tensor_name_formats",
                 "tensor_name_examples", "derived_tensor_formats", "index_summary", "preset",
-                "coverage",
+                "coverage", "memory",
             },
         )  # fmt: skip
         self.assertEqual(content["status"], "success")
@@ -95,6 +96,18 @@ class RunHealth(unittest.TestCase):
                 "wrote_index_report": False,
             },
         )
+
+    def test_tells_what_memory_was_taken(self) -> None:
+        self.assertEqual(
+            health([])["memory"],
+            {
+                "max_memory_bytes": 900,
+                "baseline_rss_bytes": 100,
+                "peak_rss_bytes": 350,
+                "peak_beyond_baseline_bytes": 250,
+            },
+        )
+        self.assertEqual(MemoryUse(max_memory=1, baseline=9, peak=3).beyond_baseline, 0)
 
     def test_shows_at_most_25_distinct_names(self) -> None:
         names = [EXPERT.format(number, "up_proj") for number in range(30)]

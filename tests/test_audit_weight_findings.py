@@ -73,6 +73,15 @@ class Weights(unittest.TestCase):
             ],
         )
 
+    def test_of_nan_alone_are_told_as_not_finite_and_not_as_constant(self) -> None:
+        self.assertEqual(
+            texts(findings([row(0, n_nan=6), row(1, n_inf=6)], constant=[True, True])),
+            [
+                f"[weights] NaN or Inf in 2 matrices ({NAME.format(0)}, {NAME.format(1)})",
+                f"[weights] all weights are equal in {NAME.format(1)}",
+            ],
+        )
+
     def test_identical_within_one_layer_and_projection_are_grouped(self) -> None:
         rows = [
             row(0), row(1), row(2), row(3),

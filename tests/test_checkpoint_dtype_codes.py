@@ -32,6 +32,21 @@ class KnownCodes(unittest.TestCase):
         for code in ("I8", "U8", "I64", "BOOL", "C64", "F4_NEW", "|V2", ">f4", ""):
             self.assertFalse(is_float_like(code), code)
 
+    def test_types_without_a_code_have_their_numpy_name(self) -> None:
+        for spelling in (
+            "|V2", "|V40", "<c16", "<U4", "|S3", "|O", "<M8[ns]", "<M8[25s]", "<m8", "<m8[D]",
+        ):  # fmt: skip
+            self.assertEqual(dtype_name(spelling), np.dtype(spelling).name)
+            self.assertIsNone(dtype_bits(spelling))
+        self.assertEqual((dtype_name("|V2"), dtype_name("<f16")), ("void16", "float128"))
+        for wide in (np.dtype(np.longdouble), np.dtype(np.clongdouble)):
+            if wide not in (np.float64, np.complex128):  # as wide as that on some machines
+                self.assertEqual(dtype_name(wide.str), wide.name)
+
+    def test_swapped_bytes_and_codes_of_other_origin_stay_as_written(self) -> None:
+        for code in (">f4", ">i8", ">U4", "<f1", "<f4,<f4", "f8", "|V", "|V0", "V2", "<M8[x", ""):
+            self.assertEqual(dtype_name(code), code)
+
     def test_an_unknown_code_is_its_own_name_without_size(self) -> None:
         info = dtype_info("F3_X")
         self.assertEqual((info.name, info.bits, info.kind), ("F3_X", None, "unknown"))

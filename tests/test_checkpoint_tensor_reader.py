@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import tracemalloc
@@ -8,20 +9,20 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from moe_weights.checkpoint import tensor_reader
+from moe_weights.checkpoint import file_access, tensor_reader
 from moe_weights.checkpoint.npz_file import read_npz_headers
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
-from moe_weights.errors import CheckpointError
+from moe_weights.checkpoint.tensor_reader import open_tensor, read_tensor_bytes
+from moe_weights.errors import CheckpointError, OutputError
 from tests.support.archives import npy_bytes, patch_directory, write_archive
 from tests.support.checkpoints import write_safetensors
 
@@ -95,9 +96,14 @@ class SafetensorsRanges(ReaderCase):
         header = read_safetensors_headers(self.root / "m", "m").tensors[0]
         with mock.patch("moe_weights.checkpoint.file_access._MAX_READ_NBYTES", 7):
             self.assertEqual(read_whole(self.root, header), values.tobytes())
+            with open_tensor(self.root, header) as stored:
+                target = bytearray(93)
+                stored.read_into(5, memoryview(target))
+        self.assertEqual(bytes(target), values.tobytes()[5:98])
 
     def test_a_range_outside_the_tensor_is_a_programming_mistake(self) -> None:
         header = TensorHeader(file="m", name="a", dtype_code="U8", shape=(4,), offset=0, nbytes=4)
+        (self.root / "m").write_bytes(bytes(9))
         for start, stop in ((-1, 2), (2, 1), (0, 5)):
             with self.assertRaises(ValueError) as caught:
                 read_tensor_bytes(self.root, header, start, stop)
@@ -181,7 +187,7 @@ class NpzRanges(ReaderCase):
                 part = bytes(read_tensor_bytes(self.root, header, middle // 2, middle))
                 self.assertEqual(part, expected[middle // 2 : middle])
 
-    def test_consecutive_ranges_inflate_once(self) -> None:
+    def test_ranges_of_a_few_members_inflate_each_once(self) -> None:
         np.savez_compressed(self.path, a=np.arange(10), b=np.arange(10))
         first, second = self.npz_header("a"), self.npz_header("b")
         with mock.patch.object(
@@ -189,7 +195,7 @@ class NpzRanges(ReaderCase):
         ) as chunks:
             for header in (first, first, second, second, first):
                 read_tensor_bytes(self.root, header, 8, 16)
-        self.assertEqual(chunks.call_count, 3)
+        self.assertEqual(chunks.call_count, 2)
 
     def test_a_stored_member_is_verified_once(self) -> None:
         np.savez(self.path, a=np.arange(10), b=np.arange(10))
@@ -217,7 +223,169 @@ class NpzRanges(ReaderCase):
             np.savez(path, a=np.full(3, number))
             (header,) = read_npz_headers(path, path.name)
             read_whole(self.root, header)
-        self.assertLessEqual(len(tensor_reader._NPZ_READER._directories), 8)
+        self.assertLessEqual(len(tensor_reader._NPZ_MEMBERS._directories), 8)
+
+
+class IntoBuffers(ReaderCase):
+    """Bytes are read where they will be used, with or without `preadv`."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.values = np.random.default_rng(1).integers(0, 256, 5000, dtype=np.uint8)
+        write_safetensors(self.root / "m.safetensors", {"a": self.values})
+        np.savez(self.root / "s.npz", a=self.values)
+        np.savez_compressed(self.root / "d.npz", a=self.values)
+        self.headers = [
+            read_safetensors_headers(self.root / "m.safetensors", "m.safetensors").tensors[0],
+            *(read_npz_headers(self.root / name, name)[0] for name in ("s.npz", "d.npz")),
+        ]
+
+    def without_preadv(self) -> Any:
+        """Make `os` as macOS has it."""
+        names = {name: value for name, value in vars(os).items() if name != "preadv"}
+        return mock.patch.dict(vars(os), names, clear=True)
+
+    def assert_filled(self) -> None:
+        for header in self.headers:
+            with open_tensor(self.root, header, self.root) as stored:
+                for start, stop in ((0, 5000), (0, 0), (17, 4999), (5000, 5000)):
+                    target = bytearray(b"x" * (stop - start + 2))
+                    stored.read_into(start, memoryview(target)[1:-1])
+                    expected = b"x" + self.values[start:stop].tobytes() + b"x"
+                    self.assertEqual(bytes(target), expected)
+
+    def test_come_from_every_kind_of_file(self) -> None:
+        self.assert_filled()
+
+    def test_come_without_preadv_as_well(self) -> None:
+        with self.without_preadv():
+            self.assertFalse(hasattr(os, "preadv"))
+            self.assert_filled()
+
+    def test_outside_the_tensor_are_refused_and_nothing_is_written(self) -> None:
+        for header in self.headers:
+            with open_tensor(self.root, header) as stored:
+                for start in (-1, 4999, 5001):
+                    target = bytearray(2)
+                    with self.assertRaises(ValueError) as caught:
+                        stored.read_into(start, memoryview(target))
+                    self.assertEqual(
+                        str(caught.exception),
+                        f'bytes {start} to {start + 2} do not lie within tensor "a" (5000 bytes)',
+                    )
+                    self.assertEqual(target, bytes(2))
+
+    def test_from_a_file_that_became_shorter_are_refused(self) -> None:
+        header = self.headers[0]
+        begin = header.offset
+        os.truncate(self.root / "m.safetensors", begin + 10)
+        for patch in (contextlib.nullcontext(), self.without_preadv()):
+            with (
+                patch,
+                open_tensor(self.root, header) as stored,
+                self.assertRaises(CheckpointError) as caught,
+            ):
+                stored.read_into(4, memoryview(bytearray(20)))
+            self.assertEqual(
+                str(caught.exception),
+                f"m.safetensors: bytes {begin + 4} to {begin + 24} were asked for, but it ends at "
+                f"byte {begin + 10}; the file changed while it was read: let its writer finish, "
+                "then run again",
+            )
+
+    def test_from_a_disk_that_fails_are_refused(self) -> None:
+        with (
+            mock.patch.object(
+                file_access, "_pread_into", side_effect=OSError(5, "Input/output error")
+            ),
+            open_tensor(self.root, self.headers[0]) as stored,
+            self.assertRaises(CheckpointError) as caught,
+        ):
+            stored.read_into(0, memoryview(bytearray(3)))
+        self.assertEqual(
+            str(caught.exception),
+            "cannot read m.safetensors: Input/output error; check that the file is there and that "
+            "you may read it",
+        )
+
+
+class Inflating(ReaderCase):
+    """Deflated members lie in files without a name, a few at a time."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(
+            mock.patch.object(tensor_reader, "_NPZ_MEMBERS", tensor_reader._NpzMembers())
+        )
+        self.scratch = self.root / "scratch"
+        self.scratch.mkdir()
+
+    def write(self, n_members: int) -> list[TensorHeader]:
+        arrays = {f"t{i}": np.full(4000, i, np.int32) for i in range(n_members)}
+        np.savez_compressed(self.path, **arrays)
+        return list(read_npz_headers(self.path, "m.npz"))
+
+    def counting(self) -> Any:
+        return mock.patch.object(
+            tensor_reader, "iter_member_chunks", wraps=tensor_reader.iter_member_chunks
+        )
+
+    def test_goes_to_the_folder_that_is_asked_for_and_leaves_no_name_there(self) -> None:
+        (header,) = self.write(1)
+        with (
+            mock.patch.object(
+                tensor_reader.tempfile, "TemporaryFile", wraps=tempfile.TemporaryFile
+            ) as made,
+            open_tensor(self.root, header, self.scratch) as stored,
+        ):
+            self.assertEqual(list(self.scratch.iterdir()), [])
+            self.assertEqual(stored.read(0, 4), bytes(4))
+        made.assert_called_once_with(dir=self.scratch)
+
+    def test_is_done_once_for_four_members_and_again_for_the_one_unused_longest(self) -> None:
+        headers = self.write(5)
+        with self.counting() as chunks:
+            for _round in range(3):
+                for header in headers[:4]:
+                    read_whole(self.root, header)
+            self.assertEqual(chunks.call_count, 4)
+            for place in (0, 4, 0):
+                read_whole(self.root, headers[place])
+            self.assertEqual(chunks.call_count, 5)
+            read_whole(self.root, headers[1])
+            self.assertEqual(chunks.call_count, 6)
+        self.assertEqual(len(tensor_reader._NPZ_MEMBERS._inflated), 4)
+
+    def test_leaves_a_dropped_member_to_who_has_it_open(self) -> None:
+        headers = self.write(7)
+        with open_tensor(self.root, headers[1]) as stored:
+            for header in headers[2:]:
+                read_whole(self.root, header)
+            self.assertEqual(stored.read(0, 4), np.int32(1).tobytes())
+
+    def test_by_many_threads_at_once_happens_once(self) -> None:
+        (header,) = self.write(1)
+        with self.counting() as chunks, ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(lambda _n: read_whole(self.root, header), range(40)))
+        self.assertEqual((chunks.call_count, found), (1, {bytes(16_000)}))
+
+    def test_without_room_says_where_and_what_to_do(self) -> None:
+        (header,) = self.write(1)
+        full = OSError(28, "No space left on device")
+        with mock.patch.object(tensor_reader.tempfile, "TemporaryFile", side_effect=full):
+            for folder, told in ((self.scratch, self.scratch), (None, tempfile.gettempdir())):
+                with (
+                    self.assertRaises(OutputError) as caught,
+                    open_tensor(self.root, header, folder),
+                ):
+                    pass
+                self.assertEqual(
+                    str(caught.exception),
+                    f'cannot inflate member "t0.npy" of m.npz (16128 bytes) into {told}: No space '
+                    "left on device; free some space there, or store the file uncompressed with "
+                    "numpy.savez",
+                )
+        self.assertEqual(read_whole(self.root, header), bytes(16_000))
 
 
 class DamagedMembers(ReaderCase):
@@ -287,7 +455,7 @@ class DamagedMembers(ReaderCase):
     def test_no_memory_is_taken_on_a_claim(self) -> None:
         stream = zlib.compress(np.random.default_rng(0).bytes(100_000), wbits=-15)
         header = self.write_deflated(stream, 100_000_000)
-        header = replace(header, shape=(99_999_872,), nbytes=99_999_872)
+        header = header._replace(shape=(99_999_872,), nbytes=99_999_872)
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         self.assert_refused(header, "it declares 100000000 bytes but holds 100000")

@@ -41,8 +41,10 @@ def make_tensor(example: PresetExample) -> StoredTensor:
 
 
 def plan_example(preset: Preset, example: PresetExample, config: AnalysisConfig) -> ExtractionPlan:
-    resolution = Resolution(tensors=(make_tensor(example),), refusals=(), companions={}, others=())
-    return plan_extraction(resolution, config, expect_experts(preset.config), preset=preset)
+    tensor = make_tensor(example)
+    resolution = Resolution(tensors=(tensor,), refusals=(), companions={}, others=())
+    expectation = expect_experts(preset.config)
+    return plan_extraction(resolution, config, expectation, scanned=(tensor.header,), preset=preset)
 
 
 def first_and_last(plan: ExtractionPlan) -> list[tuple[str, int, int, int, int, str]]:

@@ -43,7 +43,7 @@ class ListsEveryKey(unittest.TestCase):
             ("extract_rules[].packed_split", ("object or null", "", "null")),
             ("extract_rules[].packed_split.axis", ('"rows" or "cols"', "", "required")),
             ("stats.eps", ("number >= 0", "1e-12", "required")),
-            ("stats.metrics", ("null", "", "null")),
+            ("stats.metrics", ("list of non-empty strings or null", "", "null")),
             (
                 "stats.percentiles_abs",
                 (

@@ -275,11 +275,12 @@ class Unknown(LedgerCase):
 
     def test_is_a_stack_that_config_json_does_not_describe(self) -> None:
         tensors = experts() | {
-            f"mtp.layers.0.mlp.experts.0.{proj}.weight": shape for proj, shape in SHAPES.items()
+            f"encoder.layers.0.mlp.experts.0.{proj}.weight": shape for proj, shape in SHAPES.items()
         }
         plan = self.plan(tensors)
         self.assertEqual(self.statuses(plan), {f"0 {proj}": "unknown" for proj in SHAPES})
-        self.assertEqual({e.stack for e in plan.coverage.entries if e.status == "unknown"}, {"mtp"})
+        unknown = {e.stack for e in plan.coverage.entries if e.status == "unknown"}
+        self.assertEqual(unknown, {"encoder"})
         self.assertIs(plan.coverage.complete, True)
 
     def test_is_a_count_that_config_json_leaves_open(self) -> None:

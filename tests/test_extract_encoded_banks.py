@@ -16,6 +16,7 @@ from tests.support.extraction import make_header, make_rule, rules
 from tests.support.measured_plans import digest_of, plan_and_measure
 from tests.support.runs import temporary_folder
 from tests.support.scaled_codes import e2m1, e8m0
+from tests.support.work_units import AFFINE_Q4, make_work_settings, run_rows
 
 E, R, C = 5, 6, 64
 NAME = "layers.0.experts.gate_up_proj"
@@ -153,22 +154,17 @@ class EncodedBank(unittest.TestCase):
 
 class RowsOfEncodedMatrices(unittest.TestCase):
     def test_keep_the_stored_dtype_and_name_the_encoding(self) -> None:
-        from moe_weights.commands.work import run_units
-        from tests.support.work_units import AFFINE_Q4, make_work_settings
-
         folder: Path = temporary_folder(self)
         name = "layers.0.experts.3.up_proj.weight"
         stored = np.random.default_rng(1).normal(size=(8, 64)).astype(ml_dtypes.float8_e4m3fn)
         scale = np.asarray([2.0], dtype=np.float32)
         plan, _found = plan_and_measure(folder, {name: stored, f"{name}_scale": scale})
-        result = run_units(plan.units, make_work_settings(folder, schemes=[AFFINE_Q4]))
-        (row,) = result.matrix_rows
+        (row,), (quant_row,) = run_rows(plan.units, make_work_settings(folder, schemes=[AFFINE_Q4]))
         self.assertEqual(
             (row["dtype"], row["encoding"], row["source_tensor"], row["derived_tensor"]),
             ("float8_e4m3fn", "fp8", name, f"{name}::up_proj"),
         )
         self.assertEqual(row["max_abs"], 2 * float(np.abs(stored.astype(np.float64)).max()))
-        (quant_row,) = result.quant_rows
         self.assertEqual((quant_row["quant_dtype"], quant_row["error"]), ("float32", None))
 
 

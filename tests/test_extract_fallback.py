@@ -149,7 +149,7 @@ class ThreeAxes(FallbackCase):
                 )
             ],
         )
-        self.assertEqual(reasons_of(plan), {name: "no_rule_match_or_proj_infer"})
+        self.assertEqual(reasons_of(plan), {name: "extraction_failed"})
 
 
 class TwoAxes(FallbackCase):

@@ -255,20 +255,20 @@ def placeless(plan: ExtractionPlan) -> tuple[object, ...]:
         return (unit.source.header.name, unit.start)
 
     def placeless_source(unit: WorkUnit) -> StoredTensor:
-        header = replace(unit.source.header, file="", offset=0)
-        return replace(unit.source, header=header)
+        header = unit.source.header._replace(file="", offset=0)
+        return unit.source._replace(header=header)
 
     return (
-        [replace(unit, source=placeless_source(unit)) for unit in sorted(plan.units, key=unit_key)],
+        [unit._replace(source=placeless_source(unit)) for unit in sorted(plan.units, key=unit_key)],
         [
-            replace(tensor, header=replace(tensor.header, file="", offset=0))
+            replace(tensor, header=tensor.header._replace(file="", offset=0))
             for tensor in plan.unmatched
         ],
         [replace(finding, file="") for finding in plan.findings],
         plan.rule_extracted,
         plan.fallback_extracted,
         plan.in_scope,
-        [replace(account, file="") for account in plan.accounts],
+        [account._replace(file="") for account in plan.accounts],
         plan.coverage.entries,
         plan.coverage.complete,
     )

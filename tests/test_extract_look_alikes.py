@@ -6,6 +6,8 @@ import unittest
 from collections.abc import Mapping
 from typing import Any
 
+from moe_weights.config.preset import find_preset
+from moe_weights.extract.plan import ExtractionPlan
 from tests.support.extraction import (
     fates_of,
     keys_of,
@@ -117,6 +119,129 @@ class OfGeneralKind(unittest.TestCase):
             plan = plan_one(name, shape)
             self.assertEqual(lookalikes_of(plan), {})
             self.assertEqual({matrix.proj for matrix in plan.matrices}, {"gate_proj"})
+
+
+class SideTensorsWithoutWeights(unittest.TestCase):
+    """Are known by the name that their weights would have, whatever the module is called."""
+
+    MOE = "model.layers.3.moe"
+    STACKS: Mapping[str, Any] = make_rule(
+        r"(?:\w+\.)*layers\.(\d+)\.moe\.(gate_proj|up_proj|down_proj)\.weight$",
+        expert=0, rows=1, cols=2, ndim=3, layer_group=1, proj_group=2,
+    )  # fmt: skip
+    SHARED: Mapping[str, Any] = make_rule(
+        r"(?:\w+\.)*layers\.(\d+)\.extra\.(up_proj)\.weight$",
+        layer_group=1, proj_group=2, is_shared_expert=True,
+    )  # fmt: skip
+
+    def test_are_unmatched_and_in_the_ledger(self) -> None:
+        ways = {"changes": rules(self.STACKS)}, {"preset": make_preset(self.STACKS)}
+        for ending, shape, code in (
+            ("weight_scale_inv", (4, 1, 1), "F32"),
+            ("weight_scale_inv", (4,), "BF16"),
+            ("weight_scale", (4, 1, 1), "F8_E8M0"),
+            ("scales", (4, 6, 1), "U8"),
+            ("weight.absmax", (6,), "F32"),
+            ("weight.quant_state.bitsandbytes__nf4", (90,), "U8"),
+        ):
+            name = f"{self.MOE}.gate_proj.{ending}"
+            for way in ways:
+                with self.subTest(name=name, by=list(way)):
+                    plan = plan_one(name, shape, dtype_code=code, **way)  # type: ignore[arg-type]
+                    self.assertEqual(reasons_of(plan), {name: "side_tensor"})
+                    self.assertEqual(fates_of(plan), {name: ("unmatched", "side_tensor")})
+                    (account,) = plan.accounts
+                    self.assertEqual(
+                        (account.stack, account.layer, account.proj, account.is_routed),
+                        ("text", 3, "gate_proj", True),
+                    )
+                    self.assertEqual((plan.in_scope, plan.units), ({name}, ()))
+
+    def test_keep_a_checkpoint_with_all_weights_from_being_complete(self) -> None:
+        config = {
+            "model_type": "step3p5", "hidden_size": 8, "moe_intermediate_size": 6,
+            "moe_num_experts": 2, "num_hidden_layers": 1, "moe_layers_enum": "0",
+        }  # fmt: skip
+        moe = "model.layers.0.moe"
+        tensors = {
+            f"{moe}.{proj}.weight": (2, *shape)
+            for proj, shape in {
+                "gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)
+            }.items()
+        }  # fmt: skip
+        preset = find_preset("step3p5")
+        sound = plan_headers(make_headers(tensors), model_config=config, preset=preset)
+        self.assertIs(sound.coverage.complete, True)
+        scale = make_header(f"{moe}.old_proj.weight_scale_inv", (2, 1, 1), "F32")
+        plan = plan_headers([*make_headers(tensors), scale], model_config=config, preset=preset)
+        self.assertIs(plan.coverage.complete, True)  # no rule would take its weights
+        scale = make_header(f"{moe}.gate_proj.qscale_weight", (2, 1, 1), "F32")
+        plan = plan_headers([*make_headers(tensors), scale], model_config=config, preset=preset)
+        self.assertIs(plan.coverage.complete, False)
+        self.assertEqual(reasons_of(plan), {scale.name: "side_tensor"})
+
+    def test_of_shared_experts_are_shared_and_left_out_with_them(self) -> None:
+        name = "model.layers.3.extra.up_proj.weight_scale"
+        for code in ("F32", "U8"):
+            plan = plan_one(name, (8, 1), rules(self.SHARED), dtype_code=code)
+            (account,) = plan.accounts
+            self.assertEqual((str(account.fate), account.is_routed), ("unmatched", False))
+            changes = rules(self.SHARED) | {"scan.include_shared_expert": False}
+            plan = plan_one(name, (8, 1), changes, dtype_code=code)
+            self.assertEqual(fates_of(plan), {name: ("excluded", "shared_expert")})
+
+    def test_that_are_biases_are_look_alikes(self) -> None:
+        name = f"{self.MOE}.gate_proj.bias"
+        plan = plan_one(name, (4, 6), rules(self.STACKS))
+        self.assertEqual(lookalikes_of(plan), {name: "expert_bias"})
+
+    def test_in_a_second_copy_of_the_model_are_accounted_for(self) -> None:
+        name = f"{self.MOE}.gate_proj.weight_scale"
+        copy = make_header(name, (4, 1, 1), "F32", file="original/model.safetensors")
+        plan = plan_headers([make_header("norm", (4,)), copy], rules(self.STACKS))
+        self.assertEqual(fates_of(plan), {name: ("lookalike", "copy")})
+
+    def test_of_dense_layers_are_none_of_the_ledgers_business(self) -> None:
+        for name in (f"{self.MOE}.gate.weight_scale", "lm_head.weight_scale", "odd.weight.absmax"):
+            for code in ("F32", "U8"):
+                plan = plan_one(name, (4, 1), rules(self.STACKS), dtype_code=code)
+                self.assertEqual((plan.accounts, plan.unmatched, plan.in_scope), ((), (), set()))
+
+
+class RefusedTensors(unittest.TestCase):
+    """Have the place in the ledger that the rule gives them which cannot take them."""
+
+    def account_of(self, plan: ExtractionPlan) -> tuple[str, int, str]:
+        (account,) = plan.accounts
+        return account.stack, account.layer, account.proj
+
+    def test_with_the_ids_and_the_projection_of_the_rule(self) -> None:
+        rule = make_rule(
+            r"(\w+)\.block_(\d+)\.unit_(\d+)\.(alpha|gate)$",
+            stack_group=1, layer_group=2, expert_group=3, proj_group=4,
+            proj_map={"alpha": "down_proj"},
+        )  # fmt: skip
+        name = "encoder.block_4.unit_1.{}"
+        for word, proj in (("alpha", "down_proj"), ("gate", "gate")):
+            plan = plan_one(name.format(word), (4, 6), rules(rule), dtype_code="F8_E4M3")
+            self.assertEqual(reasons_of(plan), {name.format(word): "missing_companion"})
+            self.assertEqual(self.account_of(plan), ("encoder", 4, proj))
+
+    def test_with_no_projection_where_the_rule_splits_several(self) -> None:
+        split = {"axis": "rows", "projs": ["gate_proj", "up_proj"]}
+        rule = make_rule(
+            r"b(\d+)\.(up)$", expert=0, rows=1, cols=2, layer_group=1, packed_split=split
+        )
+        plan = plan_one("b7.up", (2, 4, 6), rules(rule), dtype_code="F8_E4M3")
+        self.assertEqual(self.account_of(plan), ("text", 7, ""))
+
+    def test_with_the_projection_of_the_name_where_the_rule_does_not_say(self) -> None:
+        rule = make_rule(r"b(\d+)\.", expert=0, rows=1, cols=2, layer_group=1)
+        plan = plan_one("b7.up_proj", (2, 4, 6), rules(rule), dtype_code="F8_E4M3")
+        self.assertEqual(self.account_of(plan), ("text", 7, "up_proj"))
+        rule["proj"] = "down_proj"
+        plan = plan_one("b7.up_proj", (2, 4, 6), rules(rule), dtype_code="F8_E4M3")
+        self.assertEqual(self.account_of(plan), ("text", 7, "down_proj"))
 
 
 class IdentityExperts(unittest.TestCase):

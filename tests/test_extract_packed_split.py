@@ -127,5 +127,5 @@ class FailedSplits(unittest.TestCase):
     def test_otherwise_stay_unmatched_where_the_fallback_knows_nothing(self) -> None:
         name = "experts.0.fused"
         plan = plan_one(name, (5, 6), rules(self.SPLIT) | LAX)
-        self.assertEqual(reasons_of(plan), {name: "no_rule_match_or_proj_infer"})
+        self.assertEqual(reasons_of(plan), {name: "packed_split_failed"})
         self.assertEqual(plan.fallback_after_packed_split, ())

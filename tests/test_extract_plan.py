@@ -252,6 +252,23 @@ class WholePlan(unittest.TestCase):
             ("experts.1.up_proj.weight", "experts.0.up_proj.weight", "experts.up_proj.weight"),
         )
 
+    def test_lists_what_is_not_measured_in_scan_order_whatever_keeps_it_out(self) -> None:
+        kinds = (
+            ("other", "I32", (4, 6)),  # claimed by no encoding
+            ("plain", "BF16", (4,)),  # floats that no rule takes
+            ("codes", "F8_E4M3", (4, 6)),  # codes without a scale
+        )
+        headers = [
+            make_header(f"experts.{expert}.{word}", shape, code, offset=100 * expert, file=file)
+            for file in ("a.npz", "b.safetensors")
+            for expert, (word, code, shape) in enumerate(kinds)
+        ]
+        for order in (headers, headers[::-1]):
+            listed = [
+                (item.header.file, item.header.name) for item in plan_headers(order).unmatched
+            ]
+            self.assertEqual(listed, [(header.file, header.name) for header in order])
+
     def test_counts_the_bytes_that_will_be_read(self) -> None:
         plan = plan_headers(make_headers({UP: (4, 6), "experts.0.scales": (4, 6)}, "F32"))
         self.assertEqual(plan.nbytes, 96)

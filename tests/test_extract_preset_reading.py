@@ -37,6 +37,53 @@ def sizes(hidden: int = 8, width: int = 6, n_experts: int = 4) -> dict[str, Any]
     }
 
 
+class UnknownToThePreset(unittest.TestCase):
+    """A routed expert that the preset in use has no rule for is read all the same, and told of."""
+
+    PRESET = make_preset(
+        make_rule(r".*experts\.(\d+)\.(\w+)\.weight$", expert_group=1, proj_group=2)
+    )
+
+    def messages(
+        self, name: str, *users: dict[str, Any], shape: Sequence[int] = (6, 8)
+    ) -> list[str]:
+        plan = plan_one(name, shape, rules(*users), model_config=sizes(), preset=self.PRESET)
+        self.assertEqual(len(plan.matrices), 1)
+        return messages_of(plan)
+
+    def test_names_the_preset_and_what_read_it(self) -> None:
+        renamed = f"{UP}_old"
+        text = "[extract] preset p has no rule for the name, it was read by"
+        self.assertEqual(self.messages(UP), [])
+        self.assertEqual(self.messages(renamed), [f"{text} fallback: {renamed}"])
+        rule = TEMPLATE_RULES[1]
+        mute = make_preset(make_rule("other"))
+        plan = plan_one(UP, (6, 8), rules(rule), model_config=sizes(), preset=mute)
+        self.assertEqual(messages_of(plan), [f"{text} rule:generic_2d_per_expert_separate: {UP}"])
+        self.assertEqual(
+            plan.findings[0].hint,
+            "check the name; a rule of your own for it in extract_rules says that it is right",
+        )
+
+    def test_says_nothing_of_what_the_user_has_a_rule_for(self) -> None:
+        self.assertEqual(self.messages(f"{UP}_old", make_rule(".*")), [])
+
+    def test_says_nothing_of_shared_experts_and_of_what_is_no_expert(self) -> None:
+        self.assertEqual(self.messages("model.layers.0.mlp.shared_expert.up_proj.weight"), [])
+        plan = plan_one(
+            "model.layers.0.mlp.up_proj.weight",
+            (6, 8),
+            {"scan.experts_only": False},
+            preset=self.PRESET,
+        )
+        self.assertEqual(
+            messages_of(plan), [f"[extract] expert id unknown for {plan.units[0].source.name}"]
+        )
+
+    def test_says_nothing_without_a_preset(self) -> None:
+        self.assertEqual(plan_one(f"{UP}_old", (6, 8), model_config=sizes()).findings, ())
+
+
 class Precedence(unittest.TestCase):
     PRESET = make_preset(make_rule(r".*experts\.(\d+)\.(\w+)", expert_group=1, proj_group=2))
 

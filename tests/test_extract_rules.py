@@ -170,7 +170,7 @@ class ExpertIds(unittest.TestCase):
                 f"[extract] fallback failed for {NAME}: {cause}",
             ],
         )
-        self.assertEqual(reasons_of(plan), {NAME: "no_rule_match_or_proj_infer"})
+        self.assertEqual(reasons_of(plan), {NAME: "extraction_failed"})
 
     def test_of_a_shared_bank_are_minus_one_and_the_names_stay_distinct(self) -> None:
         name = "layers.3.shared_experts.up_proj.weight"

@@ -6,6 +6,8 @@ import unittest
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_weights.config.preset import find_preset
+from moe_weights.extract.plan import ExtractionPlan
 from tests.support.extraction import make_headers, make_rule, plan_headers, rules, stacks_of
 
 SHAPES: Mapping[str, tuple[int, int]] = {
@@ -103,16 +105,142 @@ class EncodersAndDecoders(StackCase):
         self.check(stacks, config, rules(rule))
 
 
+class TwoModalities(unittest.TestCase):
+    """ERNIE-VL: config.json counts two groups of experts, which may be one stack or two."""
+
+    CONFIG: Mapping[str, Any] = {
+        "model_type": "ernie4_5_vl_moe",
+        "moe_num_experts": 2,
+        "moe_intermediate_size": [6, 4],
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "mlp_layer_types": ["sparse"],
+    }
+    PRESET = find_preset("ernie4_5_vl_moe")
+    IN_ONE_NUMBERING: Mapping[str, Sequence[int]] = {
+        f"model.layers.0.mlp.experts.{expert}.{proj}.weight": tuple(
+            width if length == 6 else length for length in shape
+        )
+        for expert, width in enumerate((6, 6, 4, 4))
+        for proj, shape in SHAPES.items()
+    }
+    APART: Mapping[str, Sequence[int]] = {
+        f"model.layers.0.mlp.{group}_moe.experts.{name}": shape
+        for group, width in (("text", 6), ("vision", 4))
+        for name, shape in (("gate_up_proj", (2, 2 * width, 8)), ("down_proj", (2, 8, width)))
+    }
+
+    def plan(self, tensors: Mapping[str, Sequence[int]]) -> ExtractionPlan:
+        return plan_headers(make_headers(tensors), model_config=self.CONFIG, preset=self.PRESET)
+
+    def entries(self, tensors: Mapping[str, Sequence[int]]) -> set[tuple[str, int | None, str]]:
+        """Return stack, expected experts and status of the ledger's entries."""
+        coverage = self.plan(tensors).coverage
+        self.assertEqual(coverage.complete, not coverage.problems)
+        return {(e.stack, e.expected_experts, str(e.status)) for e in coverage.entries}
+
+    def test_in_one_numbering_are_one_stack(self) -> None:
+        self.assertEqual(self.entries(self.IN_ONE_NUMBERING), {("text", 4, "complete")})
+
+    def test_apart_are_two_stacks_whose_ids_restart(self) -> None:
+        self.assertEqual(
+            self.entries(self.APART), {("text", 2, "complete"), ("vision", 2, "complete")}
+        )
+        shapes = {
+            (e.stack, e.proj): e.expected_shape for e in self.plan(self.APART).coverage.entries
+        }
+        self.assertEqual(shapes["text", "up_proj"], (6, 8))
+        self.assertEqual(shapes["vision", "down_proj"], (8, 4))
+
+    def test_apart_miss_what_is_missing(self) -> None:
+        for lost in self.APART:
+            with self.subTest(lost=lost):
+                rest = {name: shape for name, shape in self.APART.items() if name != lost}
+                coverage = self.plan(rest).coverage
+                stack = "vision" if "vision" in lost else "text"
+                projs = {"down_proj"} if "down" in lost else {"gate_proj", "up_proj"}
+                self.assertEqual(
+                    {(e.stack, e.proj, str(e.status)) for e in coverage.problems},
+                    {(stack, proj, "missing") for proj in projs},
+                )
+
+    def test_with_one_group_lost_are_not_complete(self) -> None:
+        for group, other in (("text", "vision"), ("vision", "text")):
+            left = {name: shape for name, shape in self.APART.items() if f".{group}_moe" in name}
+            coverage = self.plan(left).coverage
+            self.assertIs(coverage.complete, False, f"{other} is lost")
+
+    def test_with_exchanged_widths_have_the_wrong_shape(self) -> None:
+        exchanged = {
+            name.replace("text", "x").replace("vision", "text").replace("x_moe", "vision_moe"): s
+            for name, s in self.APART.items()
+        }
+        self.assertEqual(
+            self.entries(exchanged), {("text", 2, "wrong_shape"), ("vision", 2, "wrong_shape")}
+        )
+
+
 class ExtraPredictionLayers(StackCase):
     def test_past_the_last_layer_are_mtp(self) -> None:
         plan = self.check(
             {"text": experts("model.layers.0"), "mtp": experts("model.layers.1")}, SIZES
         )
         mtp = [entry for entry in plan.coverage.entries if entry.stack == "mtp"]
-        self.assertEqual({(e.layer, str(e.status)) for e in mtp}, {(1, "unknown")})
+        self.assertEqual(
+            {(e.layer, e.expected_experts, e.found_experts, str(e.status)) for e in mtp},
+            {(1, 2, 2, "complete")},
+        )
 
     def test_under_a_prefix_are_mtp_and_may_repeat_layer_zero(self) -> None:
         self.check({"text": experts("model.layers.0"), "mtp": experts("mtp.layers.0")}, SIZES)
+
+    def statuses(
+        self, mtp: Mapping[str, Sequence[int]], config: Mapping[str, Any] | None = None
+    ) -> set[tuple[int, str, str]]:
+        """Return layer, projection and status of the mtp layers beside a whole main stack."""
+        tensors = {**experts("model.layers.0"), **mtp}
+        plan = plan_headers(make_headers(tensors), model_config=SIZES | (config or {}))
+        entries = plan.coverage.entries
+        self.assertEqual({str(e.status) for e in entries if e.stack == "text"}, {"complete"})
+        found = {(e.layer, e.proj, str(e.status)) for e in entries if e.stack == "mtp"}
+        fine = {status for _layer, _proj, status in found} <= {"complete"}
+        self.assertIs(plan.coverage.complete, fine)
+        return {item for item in found if item[2] != "complete"}
+
+    def test_are_whole_or_have_experts_missing(self) -> None:
+        whole = experts("mtp.layers.0")
+        self.assertEqual(self.statuses(whole), set())
+        for name in whole:
+            less = {other: shape for other, shape in whole.items() if other != name}
+            proj = name.split(".")[-2]
+            self.assertEqual(self.statuses(less), {(0, proj, "missing")})
+        no_gate = {name: shape for name, shape in whole.items() if "gate_proj" not in name}
+        self.assertEqual(self.statuses(no_gate), {(0, "gate_proj", "missing")})
+        extra = {f"mtp.layers.0.mlp.experts.2.{proj}.weight": SHAPES[proj] for proj in SHAPES}
+        self.assertEqual(self.statuses(whole | extra), {(0, proj, "extra") for proj in SHAPES})
+
+    def test_that_were_refused_are_refused_and_not_missing(self) -> None:
+        banks = {
+            f"mtp.layers.0.mlp.experts.{proj}": (2, shape[1], shape[0])
+            for proj, shape in SHAPES.items()
+        }
+        self.assertEqual(self.statuses(banks), {(0, proj, "refused") for proj in SHAPES})
+
+    def test_are_not_expected_beyond_what_config_json_counts(self) -> None:
+        two = {**experts("model.layers.1"), **experts("model.layers.2")}
+        self.assertEqual(self.statuses(two), set())
+        self.assertEqual(self.statuses(two, {"num_nextn_predict_layers": 2}), set())
+        not_expected = {(2, proj, "not_expected") for proj in SHAPES}
+        self.assertEqual(self.statuses(two, {"num_nextn_predict_layers": 1}), not_expected)
+
+    def test_that_config_json_counts_and_nobody_stored_are_not_missing(self) -> None:
+        self.assertEqual(self.statuses({}, {"num_nextn_predict_layers": 1}), set())
+
+    def test_are_unknown_where_the_experts_of_the_main_stack_are(self) -> None:
+        tensors = {**experts("model.layers.0"), **experts("mtp.layers.0")}
+        config = SIZES | {"num_experts": "many"}
+        plan = plan_headers(make_headers(tensors), model_config=config)
+        self.assertEqual({str(entry.status) for entry in plan.coverage.entries}, {"unknown"})
 
     def test_are_held_against_the_sizes_of_the_main_stack(self) -> None:
         tensors = {**experts("model.layers.0"), **experts("mtp.layers.0", width=5)}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import unittest
 
 from moe_weights.extract.role_assignment import RoleAssignment
-from moe_weights.extract.tensor_roles import role_by_name, stack_by_name, without_ids
+from moe_weights.extract.tensor_roles import role_by_name, stack_by_name
 from tests.support.extraction import make_header, make_headers, plan_headers
 
 L = "model.layers.3"
@@ -58,17 +58,6 @@ class RolesByName(unittest.TestCase):
         for role, names in ROLES.items():
             for name in names:
                 self.assertEqual(role_by_name(name.replace(".3.", ".60.")), role, name)
-
-
-class NamesWithoutIds(unittest.TestCase):
-    def test_have_zeros_for_segments_that_are_numbers(self) -> None:
-        for name, expected in {
-            "model.layers.12.mlp.experts.345.w1.weight": "model.layers.0.mlp.experts.0.w1.weight",
-            "a.1.2.3": "a.0.0.0",
-            "3.a.expert_7.x1": "3.a.expert_7.x1",
-            "": "",
-        }.items():
-            self.assertEqual(without_ids(name), expected)
 
 
 class StacksByName(unittest.TestCase):

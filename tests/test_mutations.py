@@ -1,6 +1,6 @@
 """What happens to a checkpoint that is damaged: it is reported, and no number changes silently.
 
-1. Eight layouts are written by hand and measured: the undamaged run.
+1. Nine layouts are written by hand and measured: the undamaged run.
 2. Each is damaged in many ways; a damaged run refuses, or says something that the undamaged one
    does not.
 3. What is still measured has the numbers of the undamaged run.
@@ -69,7 +69,7 @@ class Mutations(unittest.TestCase):
     def setUpClass(cls) -> None:
         # Hundreds of runs: none has to survive a power cut, and the code stays the same.
         cls.enterClassContext(patch("os.fsync"))
-        cls.enterClassContext(patch.object(parts, "_code_digest", return_value="same"))
+        cls.enterClassContext(patch.object(parts, "code_digest", return_value="same"))
         cls.layouts = make_layouts()
         cls.undamaged = {}
 
@@ -196,6 +196,16 @@ class Mutations(unittest.TestCase):
 
     def test_a_removed_scale(self) -> None:
         self.hold(damage.companion_removed, at_least=6)
+
+    def test_a_scale_that_lost_its_weights(self) -> None:
+        for layout in self.layouts:
+            for what, files in damage.weights_removed(damage.Files.of(layout), layout):
+                with self.subTest(layout=layout.name, damage=what):
+                    report = self.run_files(files)
+                    self.assertIs(report.complete, False)
+                    reasons = {reason for tensor, reason in report.unmatched if tensor != what}
+                    self.assertEqual(reasons, {"side_tensor"})
+                    self.assert_same_numbers(report, self.run_undamaged(layout))
 
     def test_a_scale_of_the_wrong_shape(self) -> None:
         self.hold(damage.companion_of_wrong_shape, at_least=24)

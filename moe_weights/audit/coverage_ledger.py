@@ -7,6 +7,7 @@ from collections import Counter
 from moe_weights.atomic_files import JsonValue
 from moe_weights.extract.account import Fate
 from moe_weights.extract.coverage import Coverage
+from moe_weights.extract.tensor_roles import MTP_STACK
 from moe_weights.findings import Finding, FindingKind
 
 
@@ -83,8 +84,14 @@ def coverage_line(coverage: Coverage) -> str:
 
 
 def coverage_findings(coverage: Coverage) -> list[Finding]:
-    """Return one warning per status that keeps the ledger from being complete."""
-    findings = []
+    """Return one warning per status that keeps the ledger from being complete, and two more.
+
+    Multi-token-prediction layers that config.json counts and that are not there keep nothing from
+    being complete: releases leave them out, and in some families their block is dense. Where
+    config.json does not say how many experts there are, the projections of a layer are held
+    against each other.
+    """
+    findings = [*_absent_mtp_findings(coverage), *_ragged_layer_findings(coverage)]
     by_status: dict[str, list[str]] = {}
     for entry in coverage.problems:
         place = f"{entry.stack} layer {entry.layer} {entry.proj}"
@@ -105,3 +112,44 @@ def coverage_findings(coverage: Coverage) -> list[Finding]:
             )
         )
     return findings
+
+
+def _absent_mtp_findings(coverage: Coverage) -> list[Finding]:
+    declared = max((stack.n_mtp_layers or 0 for stack in coverage.expectation.stacks), default=0)
+    found = {entry.layer for entry in coverage.entries if entry.stack == MTP_STACK}
+    if len(found) >= declared:
+        return []
+    return [
+        Finding(
+            kind=FindingKind.COVERAGE,
+            message=f"[coverage] config.json counts multi-token-prediction layers: {declared}; "
+            f"with experts here: {len(found)}",
+            hint="many releases leave these layers out, and in some families they are dense; if "
+            "they should be here, look for a missing shard",
+        )
+    ]
+
+
+def _ragged_layer_findings(coverage: Coverage) -> list[Finding]:
+    layers: dict[tuple[str, int], dict[str, int]] = {}
+    for entry in coverage.entries:
+        if entry.expected_experts is None:
+            layers.setdefault((entry.stack, entry.layer), {})[entry.proj] = entry.found_experts
+    details = [
+        f"{stack} layer {layer}: " + ", ".join(f"{proj} {n}" for proj, n in counts.items())
+        for (stack, layer), counts in layers.items()
+        if len(set(counts.values())) > 1
+    ]
+    if not details:
+        return []
+    shown = "; ".join(details[:3]) + ("; ..." if len(details) > 3 else "")
+    return [
+        Finding(
+            kind=FindingKind.COVERAGE,
+            message="[coverage] layers whose projections have different numbers of experts: "
+            f"{len(details)} ({shown})",
+            count=len(details),
+            hint="config.json does not say how many there should be; look for a missing shard or "
+            "for names that no rule takes",
+        )
+    ]

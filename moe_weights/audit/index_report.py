@@ -57,9 +57,11 @@ def compare_index(
     files: CheckpointFiles, index: ShardIndex, headers: Sequence[TensorHeader]
 ) -> IndexReport:
     """Hold an index that was used for the scan against what was found."""
-    scanned = set(files.files)
     cut_off = set(files.not_scanned_due_to_max_files)
     expected = set(files.expected_shards)
+    is_as_found = {header.name: header.file for header in headers} == index.weight_map
+    if is_as_found and len(headers) == len(index.weight_map):
+        return _report(files, index, headers)
     found_in: dict[str, set[str]] = {}
     for header in headers:
         found_in.setdefault(header.name, set()).add(header.file)
@@ -75,6 +77,28 @@ def compare_index(
         for name, shard in index.weight_map.items()
         if name in found_in and shard not in found_in[name] and shard not in cut_off
     ]
+    return _report(
+        files,
+        index,
+        headers,
+        missing_tensors=tuple(sorted(missing_tensors)),
+        extra_tensors=tuple(sorted(set(found_in) - set(index.weight_map))),
+        misplaced_tensors=tuple(sorted(misplaced, key=lambda item: item.tensor)),
+    )
+
+
+def _report(
+    files: CheckpointFiles,
+    index: ShardIndex,
+    headers: Sequence[TensorHeader],
+    *,
+    missing_tensors: tuple[str, ...] = (),
+    extra_tensors: tuple[str, ...] = (),
+    misplaced_tensors: tuple[MisplacedTensor, ...] = (),
+) -> IndexReport:
+    scanned = set(files.files)
+    cut_off = set(files.not_scanned_due_to_max_files)
+    expected = set(files.expected_shards)
     # A stated size can only be judged when every shard it speaks of was read.
     is_whole = not files.missing_shards and not cut_off and expected == set(index.shards)
     return IndexReport(
@@ -82,9 +106,9 @@ def compare_index(
         scanned_shards=tuple(sorted(scanned)),
         missing_shards=tuple(sorted(files.missing_shards)),
         extra_scanned_shards=tuple(sorted(scanned - expected)),
-        missing_tensors=tuple(sorted(missing_tensors)),
-        extra_tensors=tuple(sorted(set(found_in) - set(index.weight_map))),
-        misplaced_tensors=tuple(sorted(misplaced, key=lambda item: item.tensor)),
+        missing_tensors=missing_tensors,
+        extra_tensors=extra_tensors,
+        misplaced_tensors=misplaced_tensors,
         not_scanned_due_to_max_files=tuple(sorted(cut_off)),
         extra_safetensors_files_on_disk=tuple(sorted(files.extra_safetensors_files_on_disk)),
         index_metadata=cast("Mapping[str, JsonValue]", index.metadata),

@@ -30,7 +30,11 @@ class ModelPathSource:
 
 
 def run_context_json(
-    run: dict[str, JsonValue], model_path: ModelPathSource, files: CheckpointFiles, scan: ScanConfig
+    run: dict[str, JsonValue],
+    model_path: ModelPathSource,
+    files: CheckpointFiles,
+    scan: ScanConfig,
+    self_check: JsonValue,
 ) -> dict[str, JsonValue]:
     """Return `logs/run_context.json`.
 
@@ -39,6 +43,7 @@ def run_context_json(
         model_path: Configured and resolved path.
         files: What was found there.
         scan: The scan settings.
+        self_check: How native quantisation compares with MLX here.
     """
     # CONTRACT SURFACE: logs/run_context.json
     configured = model_path.configured
@@ -69,6 +74,7 @@ def run_context_json(
             "scanned_files_example": list(files.files[:_SHOWN_FILES]),
         },
         "index": _index_json(files.index),
+        "quantisation_self_check": self_check,
     }
 
 

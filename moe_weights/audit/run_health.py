@@ -39,6 +39,26 @@ class OutputCounts:
     wrote_index_report: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Physical memory of the process that ran the command, bytes.
+
+    Attributes:
+        max_memory: What it might take beyond `baseline`.
+        baseline: Taken by the interpreter and its libraries before the work began.
+        peak: The most that was ever taken.
+    """
+
+    max_memory: int
+    baseline: int
+    peak: int
+
+    @property
+    def beyond_baseline(self) -> int:
+        """What the run itself took."""
+        return max(self.peak - self.baseline, 0)
+
+
 def run_health_json(
     run: dict[str, JsonValue],
     *,
@@ -51,6 +71,7 @@ def run_health_json(
     plan: ExtractionPlan,
     report: IndexReport | None,
     outputs: OutputCounts,
+    memory: MemoryUse,
 ) -> dict[str, JsonValue]:
     """Return `logs/run_health.json`.
 
@@ -65,6 +86,7 @@ def run_health_json(
         plan: What was extracted and what was not.
         report: The index held against the headers; None when no index was used.
         outputs: What was written.
+        memory: What the process took.
     """
     # CONTRACT SURFACE: logs/run_health.json
     rows = outputs.rows
@@ -82,6 +104,12 @@ def run_health_json(
             "extracted_by_fallback": len(plan.fallback_extracted),
             "unmatched_expertish": len(expertish),
             "fallback_after_packed_split": list(plan.fallback_after_packed_split),
+        },
+        "memory": {
+            "max_memory_bytes": memory.max_memory,
+            "baseline_rss_bytes": memory.baseline,
+            "peak_rss_bytes": memory.peak,
+            "peak_beyond_baseline_bytes": memory.beyond_baseline,
         },
         "preset": preset,
         "coverage": coverage_summary(plan.coverage),

@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_weights.atomic_files import JsonValue
 from moe_weights.errors import CheckpointError, UsageError
 from moe_weights.run_directory import RunDirectory
-from moe_weights.tables.reader import load_json_object
+from moe_weights.tables.json_object import load_json_object
 
 
 def find_run(run_dir: Path) -> tuple[RunDirectory, dict[str, JsonValue]]:

@@ -31,8 +31,11 @@ def weight_findings(
             "NaN or Inf in",
             lambda i: bool(_int(rows[i], "n_nan") or _int(rows[i], "n_inf")),
         ),
-        ("all weights are zero in", lambda i: _is_zero(rows[i])),
-        ("all weights are equal in", lambda i: constant[i] and not _is_zero(rows[i])),
+        ("all weights are zero in", lambda i: _has_only(rows[i], "n_zero")),
+        (
+            "all weights are equal in",
+            lambda i: constant[i] and not _has_only(rows[i], "n_zero", "n_nan"),
+        ),
     ]
     for text, holds in checks:
         found = [i for i in order if holds(i)]
@@ -74,8 +77,10 @@ def _describe(row: Row) -> str:
     return f"{row['derived_tensor']} expert {row['expert_id']}"
 
 
-def _is_zero(row: Row) -> bool:
-    return row["n_zero"] == _int(row, "rows") * _int(row, "cols")
+def _has_only(row: Row, *counts: str) -> bool:
+    """One of the counts is that of all elements."""
+    size = _int(row, "rows") * _int(row, "cols")
+    return any(row[count] == size for count in counts)
 
 
 def _int(row: Row, name: str) -> int:

@@ -6,6 +6,7 @@ in the table is kept as written: its tensor is inventoried and reported, never d
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -18,7 +19,8 @@ class DtypeInfo:
 
     Attributes:
         code: As written in the header.
-        name: NumPy or ml_dtypes name; the code itself where neither has the type.
+        name: NumPy or ml_dtypes name; the code itself where neither has the type or, as for
+            swapped bytes, its name would say too little.
         bits: Size of one element, bits; None when the code is unknown.
         kind: What the elements are; `F8_E8M0` (exponents that serve as scales) counts as float.
     """
@@ -57,6 +59,20 @@ _KNOWN = {
     code: DtypeInfo(code=code, name=name, bits=bits, kind=kind) for code, name, bits, kind in _ROWS
 }
 
+# Types without a code, as far as NumPy has a name for them.
+_NAME_OF_NUMPY = {
+    "<f12": "float96",
+    "<f16": "float128",
+    "<c16": "complex128",
+    "<c24": "complex192",
+    "<c32": "complex256",
+    "|O": "object",
+}
+_FLEXIBLE = re.compile(r"[<|](?P<kind>[SUV])(?P<length>[1-9]\d*)")
+_NAME_OF_FLEXIBLE = {"S": ("bytes", 8), "U": ("str", 32), "V": ("void", 8)}
+_TIME = re.compile(r"<(?P<kind>[mM])8(?P<unit>(?:\[\w+\])?)")
+_NAME_OF_TIME = {"m": "timedelta64", "M": "datetime64"}
+
 # Big-endian types have no code: reading them as if they had one would give wrong numbers.
 _CODE_OF_NUMPY: dict[str, str] = {
     "<f8": "F64",
@@ -76,8 +92,26 @@ _CODE_OF_NUMPY: dict[str, str] = {
 
 
 def dtype_info(code: str) -> DtypeInfo:
-    """Return what `code` stands for; an unknown code is its own name and has no size."""
-    return _KNOWN.get(code) or DtypeInfo(code=code, name=code, bits=None, kind="unknown")
+    """Return what `code` stands for; an unknown one has no size."""
+    return _KNOWN.get(code) or DtypeInfo(
+        code=code, name=_numpy_name(code), bits=None, kind="unknown"
+    )
+
+
+def _numpy_name(code: str) -> str:
+    """Return NumPy's name of a type in NumPy's spelling, such as `void16` of `|V2`.
+
+    Codes of other origin stay as written, and so do types with swapped bytes, whose name is that
+    of the usual order.
+    """
+    if code in _NAME_OF_NUMPY:
+        return _NAME_OF_NUMPY[code]
+    flexible = _FLEXIBLE.fullmatch(code)
+    if flexible:
+        name, bits = _NAME_OF_FLEXIBLE[flexible["kind"]]
+        return f"{name}{bits * int(flexible['length'])}"
+    time = _TIME.fullmatch(code)
+    return f"{_NAME_OF_TIME[time['kind']]}{time['unit']}" if time else code
 
 
 def dtype_name(code: str) -> str:

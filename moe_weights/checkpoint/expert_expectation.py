@@ -94,6 +94,11 @@ class ExpectedStack:
         """Return the routed experts of a layer, None when unknown."""
         return dict(self.n_experts_by_layer).get(layer, self.n_experts)
 
+    @property
+    def first_identity_id(self) -> int | None:
+        """Expert id from which on ids stand for no weights at all; None without such ids."""
+        return self.n_experts if self.n_identity_experts else None
+
     def widths_of(self, expert: int) -> tuple[int, ...]:
         """Return the inner widths that the expert of an id may have, empty when unknown."""
         past = 0

@@ -77,13 +77,34 @@ def read_range(descriptor: int, offset: int, nbytes: int, file: str) -> bytes:
         except OSError as error:
             raise _read_error(file, error) from error
         if not part:
-            raise CheckpointError(
-                f"{file}: bytes {offset} to {end} were asked for, but it ends at byte {position}; "
-                "the file changed while it was read: let its writer finish, then run again"
-            )
+            raise _too_short(file, offset, end, position)
         parts.append(part)
         position += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_range_into(descriptor: int, offset: int, target: memoryview, file: str) -> None:
+    """Fill `target`, a view of bytes, from `offset` on.
+
+    Args:
+        descriptor: From `open_descriptor`.
+        offset: First byte, from the start of the file.
+        target: Where the bytes go.
+        file: Name in messages.
+
+    Raises:
+        CheckpointError: the file ends earlier, so it changed meanwhile, or cannot be read.
+    """
+    filled = 0
+    while filled < target.nbytes:
+        wanted = target[filled : filled + _MAX_READ_NBYTES]
+        try:
+            count = _pread_into(descriptor, wanted, offset + filled)
+        except OSError as error:
+            raise _read_error(file, error) from error
+        if not count:
+            raise _too_short(file, offset, offset + target.nbytes, offset + filled)
+        filled += count
 
 
 def is_readable_file(path: Path) -> bool:
@@ -114,6 +135,21 @@ def malformed_file_error(file: str, problems: Sequence[str], advice: str) -> Che
         lines.append(f"  ... and {count - _MAX_PROBLEMS_SHOWN} more")
     lines.append(f"  how to fix: {advice}")
     return CheckpointError("\n".join(lines))
+
+
+def _pread_into(descriptor: int, target: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [target], offset)
+    part = os.pread(descriptor, target.nbytes, offset)  # macOS: one copy more
+    target[: len(part)] = part
+    return len(part)
+
+
+def _too_short(file: str, start: int, stop: int, end_of_file: int) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: bytes {start} to {stop} were asked for, but it ends at byte {end_of_file}; "
+        "the file changed while it was read: let its writer finish, then run again"
+    )
 
 
 def _read_error(file: str, error: OSError) -> CheckpointError:

@@ -6,7 +6,7 @@ Also names what a later run compares to tell whether a file is still the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,9 +15,10 @@ from moe_weights.checkpoint.file_access import open_descriptor, stat_descriptor
 from moe_weights.checkpoint.locate import CheckpointFiles
 from moe_weights.checkpoint.npz_file import read_npz_headers
 from moe_weights.checkpoint.safetensors_file import (
+    RawHeader,
     SafetensorsHeader,
+    parse_header,
     read_raw_header,
-    read_safetensors_headers,
 )
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.checkpoint.zip_member import read_npy_members
@@ -45,6 +46,12 @@ class CheckpointHeaders:
     shadowed: frozenset[tuple[str, str]] = frozenset()
     findings: tuple[Finding, ...] = ()
 
+    def without_shadowed(self, tensors: Sequence[TensorHeader]) -> Sequence[TensorHeader]:
+        """Return those of `tensors` that are measured, in order."""
+        if not self.shadowed:
+            return tensors
+        return [tensor for tensor in tensors if (tensor.file, tensor.name) not in self.shadowed]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class FileIdentity:
@@ -71,7 +78,9 @@ def read_headers(files: CheckpointFiles) -> CheckpointHeaders:
         CheckpointError: files cannot be read or are malformed; one error names all of them.
     """
     with ThreadPoolExecutor(max_workers=_N_THREADS) as pool:
-        outcomes = list(pool.map(lambda file: _read_or_error(files.root, file), files.files))
+        read = pool.map(lambda file: _read_or_error(files.root, file), files.files)
+        # Threads that parse at once would only wait for each other.
+        outcomes = [_parse_or_error(raw, file) for raw, file in zip(read, files.files, strict=True)]
     errors = [outcome for outcome in outcomes if isinstance(outcome, CheckpointError)]
     if errors:
         raise _joined_error(errors) from errors[0]
@@ -118,11 +127,22 @@ def _is_npz(file: str) -> bool:
     return PurePosixPath(file).suffix == ".npz"
 
 
-def _read_or_error(root: Path, file: str) -> SafetensorsHeader | CheckpointError:
+def _read_or_error(root: Path, file: str) -> RawHeader | SafetensorsHeader | CheckpointError:
     try:
         if _is_npz(file):
             return SafetensorsHeader(tensors=read_npz_headers(root / file, file), metadata={})
-        return read_safetensors_headers(root / file, file)
+        return read_raw_header(root / file, file)
+    except CheckpointError as error:
+        return error
+
+
+def _parse_or_error(
+    raw: RawHeader | SafetensorsHeader | CheckpointError, file: str
+) -> SafetensorsHeader | CheckpointError:
+    if not isinstance(raw, RawHeader):
+        return raw
+    try:
+        return parse_header(raw, file)
     except CheckpointError as error:
         return error
 
@@ -136,7 +156,9 @@ def _joined_error(errors: list[CheckpointError]) -> CheckpointError:
     return CheckpointError("\n".join(lines))
 
 
-def _find_copies(tensors: Iterable[TensorHeader]) -> dict[str, list[str]]:
+def _find_copies(tensors: Sequence[TensorHeader]) -> dict[str, list[str]]:
+    if len({tensor.name for tensor in tensors}) == len(tensors):
+        return {}
     files_of: dict[str, list[str]] = {}
     for tensor in tensors:
         files_of.setdefault(tensor.name, []).append(tensor.file)

@@ -24,6 +24,7 @@ from moe_weights.checkpoint.file_access import (
     read_range,
     stat_descriptor,
 )
+from moe_weights.checkpoint.plain_header import parse_plain_header
 from moe_weights.checkpoint.strict_json import StrictJsonError, parse_json
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.errors import CheckpointError
@@ -84,7 +85,20 @@ def read_safetensors_headers(path: Path, file: str) -> SafetensorsHeader:
     Raises:
         CheckpointError: the file cannot be read or is malformed.
     """
-    raw = read_raw_header(path, file)
+    return parse_header(read_raw_header(path, file), file)
+
+
+def parse_header(raw: RawHeader, file: str) -> SafetensorsHeader:
+    """Check and decode a header; see `read_safetensors_headers`."""
+    plain = parse_plain_header(raw.encoded, raw.values_nbytes, raw.values_offset, file)
+    if plain is None:
+        return parse_strictly(raw, file)
+    tensors, metadata = plain
+    return SafetensorsHeader(tensors=tensors, metadata=metadata)
+
+
+def parse_strictly(raw: RawHeader, file: str) -> SafetensorsHeader:
+    """Check and decode a header entry by entry, and tell all problems at once."""
     try:
         parsed = parse_json(raw.encoded)
     except StrictJsonError as error:

@@ -157,23 +157,25 @@ def _find_shard_index(folder: Path) -> Path | None:
 
 def _normalise_shards(weight_map: dict[str, object], problems: list[str]) -> dict[str, str]:
     shard_of: dict[str, str] = {}
-    normalised: dict[str, str] = {}
+    # A hundred shards hold 100 000 tensors.
+    normalised: dict[object, str] = {}
     for tensor, entry in weight_map.items():
+        known = normalised.get(entry) if type(entry) is str else None
+        if known is not None:
+            shard_of[tensor] = known
+            continue
         if not isinstance(entry, str):
             problems.append(
                 f'weight_map["{tensor}"] is {_JSON_NAMES[type(entry)]}, not a file name'
             )
             continue
-        shard = normalised.get(entry)
-        if shard is None:
-            refusal = _find_refusal(entry)
-            if refusal is not None:
-                problems.append(f'weight_map["{tensor}"] = "{entry}" {refusal}')
-                continue
-            segments = entry.replace("\\", "/").split("/")
-            shard = "/".join(part for part in segments if part not in {"", "."})
-            normalised[entry] = shard
-        shard_of[tensor] = shard
+        refusal = _find_refusal(entry)
+        if refusal is not None:
+            problems.append(f'weight_map["{tensor}"] = "{entry}" {refusal}')
+            continue
+        segments = entry.replace("\\", "/").split("/")
+        normalised[entry] = "/".join(part for part in segments if part not in {"", "."})
+        shard_of[tensor] = normalised[entry]
     return shard_of
 
 

@@ -6,9 +6,9 @@ annotations can say what a key expects (`model_types`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from moe_weights.config.regexes import compile_regex
@@ -61,18 +61,6 @@ def _check_suffix(text: str) -> str:
     return text
 
 
-def _refuse_native_backend(value: object) -> object:
-    if value == "native":
-        raise _refuse('there are no native kernels yet; use "auto" or "mlx"')
-    return value
-
-
-def _refuse_metric_choice(value: object) -> object:
-    if value is not None:
-        raise _refuse("metrics cannot be chosen yet, all of them are measured; use null")
-    return value
-
-
 NonEmptyStr: TypeAlias = Annotated[str, Field(min_length=1)]
 Regex: TypeAlias = Annotated[str, AfterValidator(_check_regex)]
 RegexWithGroup: TypeAlias = Annotated[str, AfterValidator(_check_regex_with_group)]
@@ -81,5 +69,3 @@ PositiveInt: TypeAlias = Annotated[int, Field(ge=1)]
 NonNegativeInt: TypeAlias = Annotated[int, Field(ge=0)]
 NonNegativeFloat: TypeAlias = Annotated[float, Field(ge=0)]
 Percentile: TypeAlias = Annotated[float, Field(ge=0, le=100)]
-Backend: TypeAlias = Annotated[Literal["auto", "mlx"], BeforeValidator(_refuse_native_backend)]
-AllMetrics: TypeAlias = Annotated[None, BeforeValidator(_refuse_metric_choice)]

@@ -14,8 +14,6 @@ from typing import Literal
 from pydantic import Field
 
 from moe_weights.config.field_types import (
-    AllMetrics,
-    Backend,
     ConfigSection,
     FileSuffix,
     NonEmptyStr,
@@ -140,9 +138,11 @@ class MlxConfig(ConfigSection):
     device: Literal["cpu", "gpu"] = Field(
         default="cpu", description="MLX device the simulation runs on."
     )
-    backend: Backend = Field(
+    backend: Literal["auto", "mlx", "native"] = Field(
         default="auto",
-        description='What quantises: "auto" and "mlx" both use MLX; "native" is not available yet.',
+        description='What quantises: "auto" takes native kernels where they equal the installed '
+        'MLX bit for bit at the start of the run, else MLX; "mlx" always MLX; "native" needs no '
+        "MLX and is compared with none.",
     )
 
 
@@ -171,8 +171,10 @@ class StatsConfig(ConfigSection):
         description="Group sizes for outlier ratios, consecutive columns; a size that does not "
         "divide the columns gives nulls.",
     )
-    metrics: AllMetrics = Field(
-        default=None, description="Which metrics to measure; null for all, no choice yet."
+    metrics: tuple[NonEmptyStr, ...] | None = Field(
+        default=None,
+        description="Additive columns of matrix_stats and quant_sim to write; null for all. The "
+        "columns that the summary tables need are always written.",
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 COPY = "copy"  # the detail of look-alikes that lie in a second copy of the model
 
@@ -18,8 +18,7 @@ class Fate(StrEnum):
     LOOKALIKE = "lookalike"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
+class Account(NamedTuple):
     """The fate of a tensor with all its stored parts.
 
     Attributes:

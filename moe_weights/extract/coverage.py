@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from moe_weights.checkpoint.expert_expectation import ExpectedStack, ModelExpectation
 from moe_weights.extract.account import Account, Fate
-from moe_weights.extract.work_unit import WorkUnit
+from moe_weights.extract.stored_stacks import expect_as_stored
+from moe_weights.extract.tensor_roles import MAIN_STACK, MTP_STACK
+from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit
 
 _CANONICAL = ("gate_proj", "up_proj", "down_proj")
 
@@ -63,7 +66,7 @@ class Coverage:
     """The whole ledger.
 
     Attributes:
-        expectation: What config.json declares.
+        expectation: What config.json declares, in terms of the stacks found.
         entries: Sorted by stack, layer and projection.
         accounts: The fate of each expert-looking tensor.
         complete: None when config.json declares nothing to hold against.
@@ -96,14 +99,32 @@ class Coverage:
 _Key = tuple[str, int, str]
 
 
-@dataclass(slots=True)
 class _Found:
-    experts: dict[int, int]
-    shapes_of: dict[int, set[tuple[int, int]]]
+    """Planned matrices of one projection in one layer.
 
-    @property
-    def shapes(self) -> set[tuple[int, int]]:
-        return set().union(*self.shapes_of.values())
+    Attributes:
+        n_matrices: Their number.
+        ids: Their experts.
+        ids_of: Their experts by (rows, cols).
+    """
+
+    n_matrices: int
+    ids: set[int]
+    ids_of: dict[tuple[int, int], set[int]]
+
+    def __init__(self, matrices: Sequence[PlannedMatrix]) -> None:
+        self.n_matrices = len(matrices)
+        self.ids = {matrix.expert_id for matrix in matrices}
+        # Most often all experts share one view.
+        views = {id(matrix.view): matrix.view for matrix in matrices}
+        shapes = {(view.rows, view.cols) for view in views.values()}
+        if len(shapes) == 1:
+            self.ids_of = dict.fromkeys(shapes, self.ids)
+            return
+        self.ids_of = {}
+        for matrix in matrices:
+            shape = (matrix.view.rows, matrix.view.cols)
+            self.ids_of.setdefault(shape, set()).add(matrix.expert_id)
 
 
 def cover(
@@ -121,18 +142,16 @@ def cover(
         projections: What one expert consists of, as a preset knows it; empty to go by what is
             found.
     """
-    found: dict[_Key, _Found] = {}
+    matrices_of: defaultdict[_Key, list[PlannedMatrix]] = defaultdict(list)
     for unit in units:
         for matrix in unit.matrices:
-            if matrix.is_shared_expert:
-                continue
-            key = (matrix.stack, matrix.layer, matrix.proj)
-            entry = found.setdefault(key, _Found({}, {}))
-            entry.experts[matrix.expert_id] = entry.experts.get(matrix.expert_id, 0) + 1
-            shape = (matrix.view.rows, matrix.view.cols)
-            entry.shapes_of.setdefault(matrix.expert_id, set()).add(shape)
+            if not matrix.is_shared_expert:
+                matrices_of[matrix.stack, matrix.layer, matrix.proj].append(matrix)
+    found = {key: _Found(matrices) for key, matrices in matrices_of.items()}
     kept = tuple(accounts)
     refused = {(item.stack, item.layer, item.proj) for item in kept if item.fate is Fate.REFUSED}
+    places = {(stack, layer) for stack, layer, _proj in set(found) | refused}
+    expectation = expect_as_stored(expectation, places)
     keys = set(found) | set(_expected_keys(expectation, found, projections))
     entries = tuple(
         _entry(key, found.get(key), refused, expectation)
@@ -164,8 +183,10 @@ def _projections_seen(stack: str, found: dict[_Key, _Found]) -> frozenset[str]:
     """Return what an expert consists of, where no preset knows it.
 
     config.json does not say whether experts have a gate: none anywhere means that none is missing.
+    Extra prediction layers have what the main ones have.
     """
-    seen = frozenset(proj for name, _layer, proj in found if name == stack)
+    stacks = {stack, MAIN_STACK} if stack == MTP_STACK else {stack}
+    seen = frozenset(proj for name, _layer, proj in found if name in stacks)
     canonical = seen & frozenset(_CANONICAL)
     if canonical:
         return canonical | {"up_proj", "down_proj"}
@@ -190,8 +211,8 @@ def _entry(
 ) -> CoverageEntry:
     stack, layer, proj = key
     declared = expectation.of(stack)
-    shapes = found.shapes if found else set()
-    n_found = len(found.experts) if found else 0
+    shapes = list(found.ids_of) if found else []
+    n_found = len(found.ids) if found else 0
     expected_shapes = _expected_shapes(declared, proj)
     return CoverageEntry(
         stack=stack,
@@ -200,7 +221,7 @@ def _entry(
         expected_experts=declared.n_experts_in(layer) if declared else None,
         found_experts=n_found,
         expected_shape=expected_shapes[0] if len(expected_shapes) == 1 else None,
-        found_shape=next(iter(shapes)) if len(shapes) == 1 else None,
+        found_shape=shapes[0] if len(shapes) == 1 else None,
         status=_status(key, found, declared, refused),
     )
 
@@ -212,7 +233,7 @@ def _status(
     refused: set[_Key],
 ) -> CoverageStatus:
     stack, layer, proj = key
-    ids = set(found.experts) if found else set()
+    ids = found.ids if found else set()
     n_expected = declared.n_experts_in(layer) if declared else None
     if declared is None:
         return CoverageStatus.UNKNOWN
@@ -224,7 +245,7 @@ def _status(
     if not expected_ids <= ids:
         hidden = {(stack, layer, proj), (stack, layer, "")}
         return CoverageStatus.REFUSED if hidden & refused else CoverageStatus.MISSING
-    if ids != expected_ids or (found and max(found.experts.values()) > 1):
+    if ids != expected_ids or (found and found.n_matrices > len(ids)):
         return CoverageStatus.EXTRA
     if found and declared.expert_widths and not _has_shapes(found, declared, proj):
         return CoverageStatus.WRONG_SHAPE
@@ -233,10 +254,11 @@ def _status(
 
 def _has_shapes(found: _Found, declared: ExpectedStack, proj: str) -> bool:
     """Each expert has the shape that config.json gives its id."""
-    for expert, shapes in found.shapes_of.items():
-        allowed = _shapes(declared.hidden_size, declared.widths_of(expert), proj)
-        if allowed and not shapes <= set(allowed):
-            return False
+    for shape, ids in found.ids_of.items():
+        for widths in {declared.widths_of(expert) for expert in ids}:
+            allowed = _shapes(declared.hidden_size, widths, proj)
+            if allowed and shape not in allowed:
+                return False
     return True
 
 

@@ -18,12 +18,16 @@ class ExpertIdentity:
         expert_id: Expert id in the name, or None.
         is_shared_expert: The name or the rule says shared.
         stack: Stack of layers.
+        layer_at: Where in the name the layer id stands, (start, stop); None without one.
+        expert_at: Where in the name the expert id stands; None without one.
     """
 
     layer: int | None
     expert_id: int | None
     is_shared_expert: bool
     stack: str
+    layer_at: tuple[int, int] | None = None
+    expert_at: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,10 @@ class Fallback:
             evidence = verdict
         part = ProjectionPart(derived_tensor=f"{tensor.header.name}::{proj}", proj=proj, bank=bank)
         return Matched(
-            groups=plan_matrices((part,), identity), evidence=evidence, expert_id_unknown=id_unknown
+            groups=plan_matrices((part,), identity),
+            evidence=evidence,
+            expert_id_unknown=id_unknown,
+            identity=identity,
         )
 
     def _judge(

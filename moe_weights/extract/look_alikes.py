@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from moe_weights.checkpoint.name_ids import without_ids
 from moe_weights.config.rules import LookAlike
 from moe_weights.extract.names import is_adapter
-from moe_weights.extract.tensor_roles import TensorRole, role_by_name, without_ids
+from moe_weights.extract.tensor_roles import TensorRole, role_by_name
 
 _ATTENTION_EXPERTS = re.compile(r"(?:^|\.)[a-z_]*(?:attn|attention)[a-z_]*\.experts(?:\.|$)")
 _BIAS = re.compile(r"(?:\.bias|_bias|\.biases_fp)$")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from moe_weights.config.schema import ParsingConfig
 from moe_weights.extract.expert_bank import ExpertIdentity
@@ -23,12 +24,20 @@ _SIDE_SEGMENTS = frozenset(
     }
 )  # fmt: skip
 _MAX_ID_DIGITS = 9
+MAX_ID = 10**_MAX_ID_DIGITS - 1
 _SIDE_ENDINGS = ("_bias", "_scales", "_blocks", "_scale_inv", "_scale", "_scale_2", "_zero_point")
 # Adapter factors: LoRA and DoRA (PEFT and kohya spellings), LoHa, LoKr, IA3, OFT, VeRA.
 _ADAPTER = re.compile(
     r"(?:^|[._])(?:lora[._]?(?:[ab]|down|up|mid|embedding|magnitude)|hada_|lokr_|ia3_|b?oft_|vera_)",
     re.IGNORECASE,
 )
+
+
+class FoundId(NamedTuple):
+    """An id and where in the name it stands, (start, stop)."""
+
+    value: int
+    at: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +64,20 @@ class NameReader:
 
     def layer_id(self, name: str) -> int | None:
         """Return the layer id that `parsing.layer_regex` finds, or None."""
-        return _first_integer(self.parsing.layer_pattern, name)
+        found = found_id(self.parsing.layer_pattern.search(name), 1)
+        return None if found is None else found.value
 
     def expert_id(self, name: str) -> int | None:
         """Return the expert id that `parsing.expert_regex` finds, or None."""
-        return _first_integer(self.parsing.expert_pattern, name)
+        found = found_id(self.parsing.expert_pattern.search(name), 1)
+        return None if found is None else found.value
 
     def identity(
         self,
         name: str,
         *,
-        layer: int | None = None,
-        expert_id: int | None = None,
+        layer: FoundId | None = None,
+        expert: FoundId | None = None,
         is_shared_expert: bool | None = None,
         stack: str | None = None,
     ) -> ExpertIdentity:
@@ -75,18 +86,22 @@ class NameReader:
         Args:
             name: Tensor name.
             layer: Layer id that a rule has found already.
-            expert_id: Expert id that a rule has found already.
+            expert: Expert id that a rule has found already.
             is_shared_expert: What a rule says about it.
             stack: Stack that a rule has found already.
         """
-        layer = self.layer_id(name) if layer is None else layer
+        layer = layer or found_id(self.parsing.layer_pattern.search(name), 1)
+        expert = expert or found_id(self.parsing.expert_pattern.search(name), 1)
+        layer_id = None if layer is None else layer.value
         return ExpertIdentity(
-            layer=layer,
-            expert_id=self.expert_id(name) if expert_id is None else expert_id,
+            layer=layer_id,
+            expert_id=None if expert is None else expert.value,
             is_shared_expert=(
                 self.is_shared_expert(name) if is_shared_expert is None else is_shared_expert
             ),
-            stack=stack_by_name(name, layer, self.n_main_layers) if stack is None else stack,
+            stack=stack_by_name(name, layer_id, self.n_main_layers) if stack is None else stack,
+            layer_at=None if layer is None else layer.at,
+            expert_at=None if expert is None else expert.at,
         )
 
     def is_shared_expert(self, name: str) -> bool:
@@ -121,11 +136,23 @@ def is_side_tensor(name: str) -> bool:
     return last in _SIDE_SEGMENTS or last.endswith(_SIDE_ENDINGS)
 
 
-def _first_integer(pattern: re.Pattern[str], name: str) -> int | None:
-    found = pattern.search(name)
-    if found is None:
+def owner_names(name: str) -> tuple[str, ...]:
+    """Return what the weights may be called that a side tensor belongs to; empty for others."""
+    stem, _dot, last = name.rpartition(".")
+    weight, found, _rest = name.partition(".weight.")
+    owners = [f"{weight}.weight"] if found else []
+    if last in _SIDE_SEGMENTS:
+        owners += [f"{stem}.weight", stem]
+    owners += [name.removesuffix(ending) for ending in _SIDE_ENDINGS if name.endswith(ending)]
+    return tuple(owners)
+
+
+def found_id(captured: re.Match[str] | None, group: int | None) -> FoundId | None:
+    """Return the id that a group captured; None where there is none, see `parse_id`."""
+    if captured is None or group is None:
         return None
-    return parse_id(found.group(1))
+    value = parse_id(captured.group(group))
+    return None if value is None else FoundId(value, captured.span(group))
 
 
 def parse_id(text: str | None) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moe_weights.extract.expert_bank import ExpertIdentity
 from moe_weights.extract.projections import UnresolvedProjection
 from moe_weights.extract.work_unit import PlannedMatrix
 
@@ -16,6 +17,7 @@ class UnmatchedReason(StrEnum):
     NO_RULE_MATCH = "no_rule_match_or_proj_infer"
     STRICT_UNMAPPED = "proj_group_strict_unmapped"
     STRICT_NO_ALIAS_MAP = "proj_group_strict_no_alias_map"
+    EXTRACTION_FAILED = "extraction_failed"
     PACKED_SPLIT_FAILED = "packed_split_failed"
     UNKNOWN_DTYPE = "unknown_dtype"
     ZERO_SIZE = "zero_size"
@@ -36,6 +38,8 @@ class Matched:
         expert_id_unknown: The routed expert's id could not be told; it is recorded as -1.
         unresolved: Projection tokens kept as they are.
         other_projs: What the name could mean besides; the first in `parsing.proj_aliases` won.
+        identity: What the name says about layer and expert; None when several rules were heard.
+        words_at: Where in the name a rule captured the words for projection and stack.
     """
 
     groups: list[list[PlannedMatrix]]
@@ -43,16 +47,8 @@ class Matched:
     expert_id_unknown: bool = False
     unresolved: tuple[UnresolvedProjection, ...] = ()
     other_projs: tuple[str, ...] = ()
-
-    def with_evidence(self, evidence: str) -> Matched:
-        """Return the same for another reason; `dataclasses.replace` is slow for 100 000 tensors."""
-        return Matched(
-            groups=self.groups,
-            evidence=evidence,
-            expert_id_unknown=self.expert_id_unknown,
-            unresolved=self.unresolved,
-            other_projs=self.other_projs,
-        )
+    identity: ExpertIdentity | None = None
+    words_at: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

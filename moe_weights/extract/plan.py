@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moe_weights.checkpoint.expert_expectation import ModelExpectation
+from moe_weights.checkpoint.name_ids import templates_of
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.config.preset import Preset
 from moe_weights.config.schema import AnalysisConfig
@@ -20,6 +21,7 @@ from moe_weights.extract.account import Account, Fate
 from moe_weights.extract.coverage import Coverage, cover
 from moe_weights.extract.plan_findings import PlanFindings
 from moe_weights.extract.planned_tensor import PlannedTensor, UnmatchedTensor
+from moe_weights.extract.precedents import Precedents, taken_by
 from moe_weights.extract.projections import UnresolvedProjection
 from moe_weights.extract.tensor_planner import TensorPlanner
 from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit, cut_into_units
@@ -34,7 +36,7 @@ class ExtractionPlan:
 
     Attributes:
         units: The work, in reading order.
-        unmatched: Expert-looking tensors that are not measured.
+        unmatched: Expert-looking tensors that are not measured, in scan order.
         findings: Facts for the warnings table.
         unresolved_projections: Projection tokens that no alias explains.
         rule_extracted: Names of tensors that a rule of the config matched, in scan order.
@@ -105,6 +107,7 @@ def plan_extraction(
     config: AnalysisConfig,
     expectation: ModelExpectation,
     *,
+    scanned: Sequence[TensorHeader],
     preset: Preset | None = None,
     copies: Sequence[TensorHeader] = (),
 ) -> ExtractionPlan:
@@ -114,6 +117,7 @@ def plan_extraction(
         resolution: The tensors that count, codes and companions joined.
         config: The validated config.
         expectation: What config.json says about experts.
+        scanned: The stored tensors that `resolution` was made of, in scan order.
         preset: Rules for the architecture, or None.
         copies: Tensors of second copies of the model, which are only accounted for.
     """
@@ -128,8 +132,21 @@ def plan_extraction(
     taken: dict[str, list[str]] = {"rule": [], "preset": [], "fallback": []}
     after_packed_split: list[str] = []
     strict_errors: list[PackedSplitError] = []
-    for source, decided in _decide(resolution, planner):
-        header = source if isinstance(source, TensorHeader) else source.header
+    precedents = Precedents(config, expectation, preset)
+    for source, template in _in_scan_order(resolution, scanned):
+        precedent = precedents.by_template.get(template)
+        if precedent is not None and isinstance(source, StoredTensor):
+            unit = precedent.apply(source)
+            if unit is not None:
+                units.append(unit)
+                accounts.append(precedent.account(source))
+                in_scope.add(source.header.name)
+                taken[precedent.taken_by].append(source.header.name)
+                if precedent.is_noteworthy:
+                    findings.add(source.header, precedent.decided)
+                continue
+        header = _header_of(source)
+        decided = _decide(source, planner)
         findings.add(header, decided)
         unresolved.extend(decided.unresolved)
         if decided.is_in_scope:
@@ -153,9 +170,10 @@ def plan_extraction(
                     layout_evidence=decided.layout_evidence,
                 )
             )
-            taken[via.partition(":")[0].partition("_")[0]].append(header.name)
+            taken[taken_by(via)].append(header.name)
             if via == "fallback_after_packed_split":
                 after_packed_split.append(header.name)
+            precedents.set(template, source, decided)
     for copy in copies:
         account = planner.account_copy(copy)
         if account is not None:
@@ -163,7 +181,9 @@ def plan_extraction(
             in_scope.add(copy.name)
     in_scope.update(part for part, owner in resolution.companions.items() if owner in in_scope)
     ordered = tuple(sorted(units, key=lambda unit: unit.sort_key))
-    of_experts = [unit for unit in ordered if unit.source.header.name not in not_experts]
+    of_experts: Sequence[WorkUnit] = ordered
+    if not_experts:
+        of_experts = [unit for unit in ordered if unit.source.header.name not in not_experts]
     return ExtractionPlan(
         units=ordered,
         unmatched=tuple(unmatched),
@@ -186,19 +206,38 @@ def plan_extraction(
     )
 
 
-def _decide(
-    resolution: Resolution, planner: TensorPlanner
-) -> Iterator[tuple[StoredTensor | TensorHeader, PlannedTensor]]:
-    """Decide about every tensor, in the order of their place on disk."""
-    everything: Iterable[StoredTensor | EncodingRefusal | TensorHeader] = (
-        *resolution.tensors,
-        *resolution.refusals,
-        *resolution.others,
-    )
-    for item in everything:
-        if isinstance(item, StoredTensor):
-            yield item, planner.plan(item)
-        elif isinstance(item, EncodingRefusal):
-            yield item.header, planner.plan_refused(item)
-        else:
-            yield item, planner.plan_other(item)
+_Source = StoredTensor | EncodingRefusal | TensorHeader
+
+
+def _decide(source: _Source, planner: TensorPlanner) -> PlannedTensor:
+    if isinstance(source, StoredTensor):
+        return planner.plan(source)
+    if isinstance(source, EncodingRefusal):
+        return planner.plan_refused(source)
+    return planner.plan_other(source)
+
+
+def _in_scan_order(
+    resolution: Resolution, scanned: Sequence[TensorHeader]
+) -> Iterator[tuple[_Source, str]]:
+    """Give every tensor and the name of its codes without ids, by place on disk."""
+    templates = resolution.templates or templates_of(header.name for header in scanned)
+    if len(resolution.tensors) == len(scanned):
+        yield from zip(resolution.tensors, templates, strict=True)
+        return
+    rows: list[Iterator[_Source]] = [
+        iter(resolution.tensors),
+        iter(resolution.refusals),
+        iter(resolution.others),
+    ]
+    heads = [next(row, None) for row in rows]
+    for header, template in zip(scanned, templates, strict=True):
+        for row, head in enumerate(heads):
+            if head is not None and _header_of(head) == header:
+                yield head, template
+                heads[row] = next(rows[row], None)
+                break
+
+
+def _header_of(source: _Source) -> TensorHeader:
+    return source if isinstance(source, TensorHeader) else source.header

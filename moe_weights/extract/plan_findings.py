@@ -20,6 +20,7 @@ class PlanFindings:
         self._unknown_ids: list[TensorHeader] = []
         self._by_convention: list[TensorHeader] = []
         self._other_shape: list[TensorHeader] = []
+        self._unknown_to_preset: dict[tuple[str, str], list[TensorHeader]] = {}
         self._first_of: dict[tuple[str, ...], list[TensorHeader]] = {}
 
     def add(self, header: TensorHeader, decided: PlannedTensor) -> None:
@@ -36,6 +37,9 @@ class PlanFindings:
             self._by_convention.append(header)
         if decided.shape_differs:
             self._other_shape.append(header)
+        if decided.unknown_to_preset:
+            key = decided.unknown_to_preset, decided.extracted_via
+            self._unknown_to_preset.setdefault(key, []).append(header)
         if decided.other_projs:
             projs = (decided.groups[0][0].proj, *decided.other_projs)
             self._first_of.setdefault(projs, []).append(header)
@@ -66,6 +70,14 @@ class PlanFindings:
             )
         findings.extend(
             _grouped(
+                f"preset {preset} has no rule for the name, it was read by {via}",
+                headers,
+                "check the name; a rule of your own for it in extract_rules says that it is right",
+            )
+            for (preset, via), headers in self._unknown_to_preset.items()
+        )
+        findings.extend(
+            _grouped(
                 f"the name means {' and '.join(projs)}; a rule takes it as {projs[0]}, the first "
                 "in parsing.proj_aliases",
                 headers,
@@ -92,6 +104,13 @@ class PlanFindings:
         if rest:
             findings.append(_grouped("expert id unknown for further tensors", rest, hint))
         return findings
+
+
+def is_noteworthy(header: TensorHeader, decided: PlannedTensor) -> bool:
+    """A decision leads to a finding."""
+    findings = PlanFindings()
+    findings.add(header, decided)
+    return bool(findings.collect())
 
 
 def _refusal_kind(refused: Refused) -> FindingKind:

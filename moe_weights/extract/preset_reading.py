@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from moe_weights.checkpoint.expert_dimensions import ExpertDimensions
 from moe_weights.config.preset import Preset
@@ -51,6 +52,10 @@ class PresetReader:
         """Return the rules that fit the tensor's name, axes and encoding."""
         return tuple(self._finder.find_all(tensor))
 
+    def find_by_name(self, name: str) -> RuleMatch | None:
+        """Return the first rule whose pattern fits, whatever the tensor's form, or None."""
+        return self._finder.find_by_name(name)
+
     def read(
         self, tensor: StoredTensor, matches: Sequence[RuleMatch]
     ) -> Matched | Refused | NoMatch:
@@ -72,7 +77,13 @@ class PresetReader:
                 return outcome
             verdict = self._judge(outcome)
             if verdict in _FITTING:
-                readings.append((match, outcome.with_evidence(_evidence(verdict))))
+                reading = replace(
+                    outcome,
+                    evidence=_evidence(verdict),
+                    # Other ids might lead to another rule.
+                    identity=outcome.identity if len(matches) == 1 else None,
+                )
+                readings.append((match, reading))
             else:
                 stack = outcome.groups[0][0].stack
                 why = explain_verdict(verdict, self._dimensions(stack))

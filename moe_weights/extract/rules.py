@@ -21,7 +21,7 @@ from moe_weights.extract.expert_bank import (
     plan_matrices,
 )
 from moe_weights.extract.layout import BankView, Layout
-from moe_weights.extract.names import NameReader, parse_id
+from moe_weights.extract.names import NameReader, found_id
 from moe_weights.extract.outcome import Matched, NoMatch, Refused, UnmatchedReason
 from moe_weights.extract.packed_split import equal_sizes, split_bounds
 from moe_weights.extract.projections import ProjectionAliases, UnresolvedProjection
@@ -79,6 +79,14 @@ class RuleFinder:
             captured = match(name)
             if captured is not None:
                 yield RuleMatch(rule=rule, layout=layout, captured=captured)
+
+    def find_by_name(self, name: str) -> RuleMatch | None:
+        """Return the first enabled rule whose pattern fits, whatever the tensor's form, or None."""
+        for rule, _ndim, _encodings, match, layout in self._rules:
+            captured = match(name)
+            if captured is not None:
+                return RuleMatch(rule=rule, layout=layout, captured=captured)
+        return None
 
 
 def _layout_of(rule: ExtractRule) -> Layout:
@@ -141,6 +149,12 @@ class RuleApplier:
             expert_id_unknown=has_unknown_expert_id(bank, identity),
             unresolved=unresolved,
             other_projs=other_projs,
+            identity=identity,
+            words_at=tuple(
+                match.captured.span(group)
+                for group in (rule.proj_group, rule.stack_group)
+                if group is not None
+            ),
         )
 
     def identify(self, match: RuleMatch, tensor: StoredTensor) -> ExpertIdentity:
@@ -148,8 +162,8 @@ class RuleApplier:
         rule = match.rule
         return self.names.identity(
             tensor.name,
-            layer=parse_id(match.text(rule.layer_group)),
-            expert_id=parse_id(match.text(rule.expert_group)),
+            layer=found_id(match.captured, rule.layer_group),
+            expert=found_id(match.captured, rule.expert_group),
             is_shared_expert=rule.is_shared_expert,
             stack=rule.stack or match.text(rule.stack_group) or None,
         )

@@ -31,7 +31,8 @@ from moe_weights.extract.refusals import (
 )
 from moe_weights.extract.rules import RuleApplier, RuleFinder, RuleMatch, names_experts
 from moe_weights.extract.shape_check import ShapeVerdict, judge_shape
-from moe_weights.extract.tensor_roles import MAIN_STACK, TensorRole
+from moe_weights.extract.tensor_accounts import TensorAccounts
+from moe_weights.extract.tensor_roles import TensorRole
 from moe_weights.extract.work_unit import PlannedMatrix
 
 
@@ -67,6 +68,12 @@ class TensorPlanner:
         self._fallback = Fallback(
             names=self._names, aliases=self._aliases, dimensions=self._dimensions
         )
+        finders = [
+            source.find_by_name
+            for source in (self._user_rules, self._preset, self._template_rules)
+            if source is not None
+        ]
+        self._accounts = TensorAccounts(self._names, self._aliases, self._applier, finders)
 
     def plan(self, tensor: StoredTensor) -> PlannedTensor:
         """Decide about one tensor with float values."""
@@ -78,6 +85,10 @@ class TensorPlanner:
         generic = None if user or by_preset else self._template_rules.find(tensor)
         named_by_rule = bool(by_preset) or names_experts(user) or names_experts(generic)
         looks = self._names.looks_like_expert(tensor.name)
+        owner = None
+        if not (looks or named_by_rule or declared):
+            owner = self._accounts.owner_match(tensor.name)
+            looks = owner is not None
         if not (looks or named_by_rule or declared):
             if self._scan.experts_only:
                 return OUT_OF_SCOPE
@@ -93,8 +104,8 @@ class TensorPlanner:
         if not kind and not user and not by_preset and looks:
             kind = self._general_kind(tensor)
         if kind:
-            return PlannedTensor(account=self._account(tensor, Fate.LOOKALIKE, kind))
-        if self._is_excluded(tensor, user):
+            return PlannedTensor(account=self._accounts.entry(tensor, Fate.LOOKALIKE, kind))
+        if self._is_excluded(tensor, user or owner):
             return self._exclude(tensor)
         refused = refuse_by_size(tensor)
         if refused is not None:
@@ -104,7 +115,11 @@ class TensorPlanner:
             if taken is not None:
                 return taken
             generic = self._template_rules.find(tensor)
-        return self._apply_rules(tensor, user or generic)
+        decided = self._apply_rules(tensor, user or generic)
+        is_routed = bool(decided.groups) and decided.groups[0][0].is_routed_expert
+        if self._preset and not user and is_routed:
+            return replace(decided, unknown_to_preset=self._preset.name)
+        return decided
 
     def plan_refused(self, refusal: EncodingRefusal) -> PlannedTensor:
         """Decide about an encoded tensor that cannot be decoded."""
@@ -125,21 +140,28 @@ class TensorPlanner:
     def account_copy(self, header: TensorHeader) -> Account | None:
         """Return the entry of a tensor that lies in a second copy of the model."""
         tensor = StoredTensor(name=header.name, encoding="", header=header, shape=header.shape)
-        if not self._names.looks_like_expert(header.name) and not self._is_named_by_rule(tensor):
+        if not (
+            self._names.looks_like_expert(header.name)
+            or self._is_named_by_rule(tensor)
+            or self._accounts.owner_match(header.name)
+        ):
             return None
-        return self._account(tensor, Fate.LOOKALIKE, COPY)
+        return self._accounts.entry(tensor, Fate.LOOKALIKE, COPY)
 
     def _plan_unreadable(self, tensor: StoredTensor, refused: Refused) -> PlannedTensor:
         looks = self._names.looks_like_expert(tensor.name)
         user = self._user_rules.find(tensor)
         kind = "" if user else self._lookalikes.declared_kind(tensor.name)
+        owner = None
         if not looks and not kind and not self._is_named_by_rule(tensor):
-            return PlannedTensor(is_in_scope=not self._scan.experts_only)
+            owner = self._accounts.owner_match(tensor.name)
+            if owner is None:
+                return PlannedTensor(is_in_scope=not self._scan.experts_only)
         if not kind and not user and not (self._preset and self._preset.matches(tensor)):
             kind = self._general_kind(tensor)
         if kind:
-            return PlannedTensor(account=self._account(tensor, Fate.LOOKALIKE, kind))
-        if self._is_excluded(tensor, user):
+            return PlannedTensor(account=self._accounts.entry(tensor, Fate.LOOKALIKE, kind))
+        if self._is_excluded(tensor, user or owner):
             return self._exclude(tensor)
         return self._refuse(tensor, refused)
 
@@ -155,7 +177,7 @@ class TensorPlanner:
         return kind
 
     def _exclude(self, tensor: StoredTensor) -> PlannedTensor:
-        account = self._account(tensor, Fate.EXCLUDED, "shared_expert")
+        account = self._accounts.entry(tensor, Fate.EXCLUDED, "shared_expert")
         return PlannedTensor(account=account, is_in_scope=False)
 
     def _is_named_by_rule(self, tensor: StoredTensor) -> bool:
@@ -208,7 +230,12 @@ class TensorPlanner:
         if isinstance(outcome, Matched):
             return self._measure(tensor, outcome, via, tuple(problems))
         if isinstance(outcome, NoMatch):
-            outcome = Refused(reason=UnmatchedReason.NO_RULE_MATCH)
+            reason = UnmatchedReason.NO_RULE_MATCH
+            if problems:
+                reason = UnmatchedReason.EXTRACTION_FAILED
+            if after_packed_split:
+                reason = UnmatchedReason.PACKED_SPLIT_FAILED
+            outcome = Refused(reason=reason)
         return self._refuse(tensor, outcome, tuple(problems))
 
     def _measure(
@@ -216,9 +243,11 @@ class TensorPlanner:
     ) -> PlannedTensor:
         groups = self._without_identity_experts(outcome.groups)
         if not groups:
-            return PlannedTensor(account=self._account(tensor, Fate.LOOKALIKE, IDENTITY_EXPERT))
+            return PlannedTensor(
+                account=self._accounts.entry(tensor, Fate.LOOKALIKE, IDENTITY_EXPERT)
+            )
         return PlannedTensor(
-            account=self._account(tensor, Fate.MEASURED, ""),
+            account=self._accounts.entry(tensor, Fate.MEASURED, ""),
             groups=groups,
             extracted_via=via,
             layout_evidence=outcome.evidence,
@@ -227,6 +256,7 @@ class TensorPlanner:
             other_projs=outcome.other_projs,
             problems=problems,
             unresolved=outcome.unresolved,
+            matched=outcome,
         )
 
     def _without_identity_experts(
@@ -234,12 +264,10 @@ class TensorPlanner:
     ) -> list[list[PlannedMatrix]]:
         """Leave out ids that stand for no weights, whatever is stored for them."""
         declared = self._declared(groups[0][0].stack)
-        if declared is None or not declared.n_identity_experts or declared.n_experts is None:
+        first = declared.first_identity_id if declared else None
+        if first is None:
             return groups
-        n_experts = declared.n_experts
-        return [
-            group for group in groups if group[0].is_shared_expert or group[0].expert_id < n_experts
-        ]
+        return [some for some in groups if some[0].is_shared_expert or some[0].expert_id < first]
 
     def _refuse(
         self,
@@ -252,7 +280,7 @@ class TensorPlanner:
         is_refused = may_hide_weights(refused, header)
         fate = Fate.REFUSED if is_refused else Fate.UNMATCHED
         return PlannedTensor(
-            account=self._account(tensor, fate, str(refused.reason)),
+            account=self._accounts.entry(tensor, fate, str(refused.reason)),
             unmatched=UnmatchedTensor(header=header, reason=refused.reason, is_refused=is_refused),
             refusal=refused if refused.cause else None,
             problems=problems,
@@ -269,25 +297,3 @@ class TensorPlanner:
             if verdict is ShapeVerdict.TRANSPOSED or verdict is ShapeVerdict.CONTRADICTED:
                 return True
         return False
-
-    def _account(self, tensor: StoredTensor, fate: Fate, detail: str) -> Account:
-        stack, layer, proj, is_routed = MAIN_STACK, -1, "", True
-        if fate is Fate.REFUSED or fate is Fate.UNMATCHED:
-            # Measured tensors are accounted matrix by matrix; only the others need the name.
-            identity = self._names.identity(tensor.name)
-            stack, layer = identity.stack, -1 if identity.layer is None else identity.layer
-            proj = self._aliases.infer(tensor.name) or ""
-            is_routed = not identity.is_shared_expert
-        elif fate is Fate.LOOKALIKE:
-            is_routed = not self._names.is_shared_expert(tensor.name)
-        return Account(
-            tensor=tensor.header.name,
-            file=tensor.header.file,
-            nbytes=tensor.nbytes,
-            fate=fate,
-            detail=detail,
-            stack=stack,
-            layer=layer,
-            proj=proj,
-            is_routed=is_routed,
-        )

@@ -1,6 +1,7 @@
 """What a tensor is for, judged by its name: the column `role` of the inventory, and look-alikes.
 
-Planned tensors have their role from the plan; this file is about all the others.
+Planned tensors have their role from the plan; this file is about all the others. What a name says
+about roles, stacks and look-alikes does not depend on its ids.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from functools import lru_cache
+
+from moe_weights.checkpoint.name_ids import without_ids
 
 
 class TensorRole(StrEnum):
@@ -55,18 +58,8 @@ _DENSE = re.compile(
 )
 
 
-_IDS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 # A checkpoint has 100 000 names and, ids apart, a few dozen.
 _CACHED_NAMES = 4096
-
-
-@lru_cache(maxsize=8)  # several questions about one name follow each other
-def without_ids(name: str) -> str:
-    """Return a name with 0 for every segment that is a number, as layer and expert ids are.
-
-    What a name says about roles, stacks and look-alikes does not depend on its ids.
-    """
-    return _IDS.sub("0", name)
 
 
 def role_by_name(name: str) -> TensorRole:

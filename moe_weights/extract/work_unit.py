@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from moe_weights.decode.stored_tensor import WEIGHT, StoredTensor, is_cut_with_experts
 from moe_weights.extract.layout import MatrixView
@@ -13,8 +13,7 @@ from moe_weights.extract.layout import MatrixView
 TARGET_UNIT_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedMatrix:
+class PlannedMatrix(NamedTuple):
     """One (layer, expert, projection) matrix that will be measured.
 
     Attributes:
@@ -41,8 +40,7 @@ class PlannedMatrix:
         return not self.is_shared_expert
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkUnit:
+class WorkUnit(NamedTuple):
     """Matrices of one tensor that are read together.
 
     Attributes:
@@ -149,12 +147,4 @@ def _range_of(group: Sequence[PlannedMatrix], grain: int) -> tuple[int, int]:
 def _counted_from(start: int, matrix: PlannedMatrix) -> PlannedMatrix:
     if start == 0:
         return matrix
-    return PlannedMatrix(
-        derived_tensor=matrix.derived_tensor,
-        layer=matrix.layer,
-        proj=matrix.proj,
-        expert_id=matrix.expert_id,
-        is_shared_expert=matrix.is_shared_expert,
-        stack=matrix.stack,
-        view=matrix.view.shifted(-start),
-    )
+    return matrix._replace(view=matrix.view.shifted(-start))
