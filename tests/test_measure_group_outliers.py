@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from moe_weights.measure.group_outliers import group_outlier_columns
+from moe_weights.measure.metric_table import group_outlier_columns
 from tests.support.matrices import (
     DTYPES,
     assert_close,

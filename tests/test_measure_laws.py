@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from moe_weights.measure.exact_sum import exact_sum
-from moe_weights.measure.histogram import PatternHistogram
 from moe_weights.measure.order_statistics import percentiles_of
+from moe_weights.measure.settings import FIXED_PERCENTILES, percentile_text
 from tests.support.matrices import DTYPES, SIXTEEN_BIT, assert_close, measure
-from tests.support.reference import fractions_of, slow_mean, slow_mean_abs, slow_statistics
+from tests.support.reference import slow_statistics
 
 try:
     from hypothesis import given, settings
@@ -22,11 +21,6 @@ except ImportError as error:
     raise unittest.SkipTest("hypothesis is not installed") from error
 
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
-floats32 = hnp.arrays(
-    np.float32,
-    st.integers(0, 60),
-    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
-)
 
 
 @st.composite
@@ -46,36 +40,23 @@ def moderate_matrices(draw: Any) -> np.ndarray:
     return draw(hnp.arrays(np.float32, shape, elements=signed))
 
 
-class Sums(unittest.TestCase):
-    @quick
-    @given(floats32)
-    def test_of_float32_equal_fsum(self, values: np.ndarray) -> None:
-        self.assertEqual(exact_sum(values), math.fsum(values.tolist()))
+def is_relative_name(name: str) -> bool:
+    relative = ("outlier", "kurtosis", "crest", "aimer", "norm", "n_")
+    return any(part in name for part in relative) and not name.startswith("mean")
 
 
-class Histograms(unittest.TestCase):
-    @quick
-    @given(patterns())
-    def test_equal_the_slow_loop(self, bits: np.ndarray) -> None:
-        for dtype in SIXTEEN_BIT:
-            matrix = bits.view(DTYPES[dtype])
-            histogram, values = PatternHistogram.of(matrix), fractions_of(matrix)
-            # The sum is rounded once and the quotient once more.
-            found = {"mean": histogram.mean(), "mean_abs": histogram.mean_abs()}
-            expected = {"mean": slow_mean(values), "mean_abs": slow_mean_abs(values)}
-            assert_close(self, found, expected, relative=2**-52)
-            self.assertEqual(histogram.max_abs, float(max(map(abs, values))))
-            self.assertEqual(histogram.n_zero, values.count(0))
-
+class SixteenBits(unittest.TestCase):
     @quick
     @given(patterns(), st.floats(0, 100))
     def test_give_numpys_percentiles(self, bits: np.ndarray, percentile: float) -> None:
         for dtype in SIXTEEN_BIT:
             matrix = bits.view(DTYPES[dtype])
             magnitudes = np.abs(matrix.astype(np.float64))
-            expected = [float(np.percentile(magnitudes, percentile))]
-            self.assertEqual(PatternHistogram.of(matrix).abs_percentiles([percentile]), expected)
-            self.assertEqual(percentiles_of(magnitudes.reshape(-1), [percentile]), expected)
+            expected = float(np.percentile(magnitudes, percentile))
+            found = measure(matrix, percentiles_abs=(percentile,))
+            if percentile not in FIXED_PERCENTILES.values():
+                self.assertEqual(found[f"p{percentile_text(percentile)}_abs"], expected)
+            self.assertEqual(percentiles_of(magnitudes.reshape(-1), [percentile]), [expected])
 
 
 class Measures(unittest.TestCase):
@@ -95,7 +76,7 @@ class Measures(unittest.TestCase):
         plain = measure(matrix, eps=0.0, group_sizes=(2,))
         scaled = measure(np.ldexp(matrix, exponent), eps=0.0, group_sizes=(2,))
         for name, cell in plain.items():
-            is_relative = "outlier" in name or name.startswith("n_")
+            is_relative = is_relative_name(name)
             expected = cell if is_relative or cell is None else math.ldexp(cell, exponent)
             self.assertEqual(scaled[name], expected, name)
 

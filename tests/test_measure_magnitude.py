@@ -6,9 +6,11 @@ import warnings
 
 import numpy as np
 
-from moe_weights.measure.magnitude import extra_columns, magnitude_columns, ratio
+from moe_weights.measure.metric_table import magnitude_columns, percentile_columns
+from moe_weights.measure.moments import ratio
 from tests.support.matrices import (
     DTYPES,
+    SIXTEEN_BIT,
     assert_close,
     make_settings,
     matrix_of,
@@ -116,6 +118,8 @@ class NotFinite(unittest.TestCase):
         for dtype in DTYPES:
             found = measure(matrix_of(rows, dtype), group_sizes=(2,), percentiles_abs=(25.0,))
             counts = {name: found.pop(name) for name in ("n_zero", "n_nan", "n_inf")}
+            self.assertEqual(found.pop("n_denormal"), 0)
+            self.assertEqual(found.pop("n_distinct"), 6 if dtype in SIXTEEN_BIT else None)
             with self.subTest(dtype=dtype):
                 self.assertEqual(counts, {"n_zero": 1, "n_nan": 3, "n_inf": 2})
                 self.assertEqual(set(found.values()), {None})
@@ -159,10 +163,10 @@ class Columns(unittest.TestCase):
              "outlier_max_over_mean", "outlier_p99_over_median", "outlier_p999_over_median"],
         )  # fmt: skip
 
-    def test_beyond_them_are_percentiles_then_counts(self) -> None:
+    def test_beyond_them_are_percentiles(self) -> None:
         settings = make_settings(percentiles_abs=(99.5, 50.0, 99.5, 10.0))
-        names = [column.name for column in extra_columns(settings)]
-        self.assertEqual(names, ["p99_5_abs", "p10_abs", "n_zero", "n_nan", "n_inf"])
+        names = [column.name for column in percentile_columns(settings)]
+        self.assertEqual(names, ["p99_5_abs", "p10_abs"])
 
     def test_the_three_percentiles_are_written_whatever_is_asked_for(self) -> None:
         found = measure(matrix_of([[1.0, 2.0, 3.0]]), percentiles_abs=())

@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import unittest
 
-from moe_weights.measure.matrix_metrics import metric_columns
-from tests.support.matrices import DTYPES, make_settings, matrix_of, measure, normal_matrix
+from moe_weights.measure.metric_table import metric_columns
+from moe_weights.measure.settings import ADDITIVE_METRICS
+from tests.support.matrices import (
+    DTYPES,
+    SIXTEEN_BIT,
+    make_settings,
+    matrix_of,
+    measure,
+    normal_matrix,
+)
 
 
 class MetricColumns(unittest.TestCase):
@@ -15,14 +23,20 @@ class MetricColumns(unittest.TestCase):
             [column.name for column in metric_columns(settings)],
             ["mean", "std", "mean_abs", "rms", "max_abs", "p50_abs", "p99_abs", "p999_abs",
              "outlier_max_over_mean", "outlier_p99_over_median", "outlier_p999_over_median",
-             "g16_p99_9_outlier", "g16_max_outlier", "p99_5_abs", "n_zero", "n_nan", "n_inf"],
+             "g16_p99_9_outlier", "g16_max_outlier", "p99_5_abs", *ADDITIVE_METRICS],
         )  # fmt: skip
+
+    def test_leave_out_additive_ones_that_are_not_chosen(self) -> None:
+        chosen = frozenset({"frobenius", "crest"})
+        names = [column.name for column in metric_columns(make_settings(metrics=chosen))]
+        self.assertEqual(names[-3:], ["g64_max_outlier", "crest", "frobenius"])
+        self.assertEqual(list(measure(matrix_of([[1.0]]), metrics=chosen)), names)
 
     def test_say_what_they_mean_and_in_which_unit(self) -> None:
         for column in metric_columns(make_settings(percentiles_abs=(99.5,))):
             with self.subTest(column=column.name):
                 self.assertTrue(column.meaning)
-                self.assertIn(column.unit, ("weight", "relative", "elements"))
+                self.assertIn(column.unit, ("weight", "relative", "elements", "codes"))
 
     def test_all_have_a_value_for_every_matrix(self) -> None:
         settings = make_settings(percentiles_abs=(99.5,))
@@ -34,7 +48,10 @@ class MetricColumns(unittest.TestCase):
     def test_hold_plain_python_numbers(self) -> None:
         for dtype in DTYPES:
             for name, cell in measure(normal_matrix(4, 64, dtype)).items():
-                self.assertIs(type(cell), int if name.startswith("n_") else float, name)
+                if name == "n_distinct" and dtype not in SIXTEEN_BIT:
+                    self.assertIsNone(cell)
+                else:
+                    self.assertIs(type(cell), int if name.startswith("n_") else float, name)
 
 
 class Repeating(unittest.TestCase):

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import io
 import unittest
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 from moe_weights.errors import OutputError
-from moe_weights.measure.sampling import cached_sample_indices, sample_indices
+from moe_weights.measure.sampling import sample_indices, write_sample_cache
 from tests.support.matrices import DTYPES, measure, normal_matrix
 from tests.support.runs import temporary_folder
 
@@ -35,28 +33,24 @@ class Drawing(unittest.TestCase):
 
 class SampledPercentiles(unittest.TestCase):
     def test_are_those_of_the_drawn_elements(self) -> None:
-        folder = temporary_folder(self)
         drawn = np.random.default_rng(7).choice(64 * 32, size=100, replace=False)
         for dtype in DTYPES:
             matrix = normal_matrix(64, 32, dtype)
-            found = measure(matrix, sample_folder=folder, sample_per_matrix=100, sample_seed=7)
+            found = measure(matrix, sample_per_matrix=100, sample_seed=7)
             values = np.abs(matrix.astype(np.float64).reshape(-1)[drawn])
             for name, percentile in (("p50_abs", 50), ("p99_abs", 99), ("p999_abs", 99.9)):
                 self.assertEqual(found[name], np.percentile(values, percentile))
 
     def test_leave_moments_and_maximum_exact(self) -> None:
         matrix = normal_matrix(64, 32)
-        sampled = measure(matrix, sample_folder=temporary_folder(self), sample_per_matrix=3)
+        sampled = measure(matrix, sample_per_matrix=3)
         exact = measure(matrix)
         for name in ("mean", "std", "mean_abs", "rms", "max_abs", "g32_max_outlier", "n_zero"):
             self.assertEqual(sampled[name], exact[name])
 
     def test_of_all_elements_are_the_exact_ones(self) -> None:
         matrix = normal_matrix(8, 32)
-        folder = temporary_folder(self)
-        self.assertEqual(
-            measure(matrix, sample_folder=folder, sample_per_matrix=8192), measure(matrix)
-        )
+        self.assertEqual(measure(matrix, sample_per_matrix=8192), measure(matrix))
 
 
 class SampleFile(unittest.TestCase):
@@ -65,7 +59,8 @@ class SampleFile(unittest.TestCase):
         self.path = self.folder / "idx_N1000_k10_seed1337.npy"
 
     def test_is_named_by_size_count_and_seed_and_holds_the_draw(self) -> None:
-        indices = cached_sample_indices(self.folder, 1000, 10, 1337)
+        indices = sample_indices(1000, 10, 1337)
+        write_sample_cache(self.folder, 1000, 10, 1337)
         self.assertEqual([path.name for path in self.folder.iterdir()], [self.path.name])
         self.assertEqual(np.load(self.path).tolist(), indices.tolist())
         self.assertEqual(np.load(self.path).dtype, np.int64)
@@ -91,34 +86,25 @@ class SampleFile(unittest.TestCase):
             path = folder / self.path.name
             path.write_bytes(content)
             with self.subTest(kind=kind):
-                found = cached_sample_indices(folder, 1000, 10, 1337)
-                self.assertEqual(found.tolist(), true.tolist())
+                write_sample_cache(folder, 1000, 10, 1337)
                 self.assertEqual(path.read_bytes(), npy(true))
 
     def test_that_is_right_stays_untouched(self) -> None:
         self.folder.mkdir()
         self.path.write_bytes(npy(sample_indices(1000, 10, 1337)))
         before = self.path.stat()
-        cached_sample_indices(self.folder, 1000, 10, 1337)
+        write_sample_cache(self.folder, 1000, 10, 1337)
         self.assertEqual(self.path.stat().st_ino, before.st_ino)
-
-    def test_is_written_once_by_many_threads(self) -> None:
-        with ThreadPoolExecutor(8) as pool:
-            draws = list(
-                pool.map(lambda _: cached_sample_indices(self.folder, 1000, 10, 1337), range(32))
-            )
-        self.assertEqual({tuple(draw.tolist()) for draw in draws}, {tuple(draws[0].tolist())})
-        self.assertEqual([path.name for path in self.folder.iterdir()], [self.path.name])
 
     def test_gives_indices_that_nobody_can_change(self) -> None:
         with self.assertRaises(ValueError):
-            cached_sample_indices(self.folder, 1000, 10, 1337)[0] = 1
+            sample_indices(1000, 10, 1337)[0] = 1
 
     def test_that_cannot_be_written_is_an_output_error(self) -> None:
         blocked = temporary_folder(self) / "file"
         blocked.write_bytes(b"")
         with self.assertRaises(OutputError) as caught:
-            cached_sample_indices(Path(blocked), 1000, 10, 1337)
+            write_sample_cache(blocked, 1000, 10, 1337)
         self.assertEqual(
             str(caught.exception),
             f"cannot write {blocked / self.path.name}: File exists; check the run directory; "

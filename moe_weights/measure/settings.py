@@ -7,6 +7,23 @@ from dataclasses import dataclass
 # The three percentiles that are always there, by the seed's column names.
 FIXED_PERCENTILES = {"p50_abs": 50.0, "p99_abs": 99.0, "p999_abs": 99.9}
 
+# Columns beyond the contract's, in their order; `stats.metrics` chooses among them.
+ADDITIVE_METRICS = (
+    "kurtosis",
+    "crest",
+    "aimer",
+    "n_zero",
+    "n_denormal",
+    "n_nan",
+    "n_inf",
+    "n_distinct",
+    "row_norm_cv",
+    "row_norm_max_over_median",
+    "col_norm_cv",
+    "col_norm_max_over_median",
+    "frobenius",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureSettings:
@@ -19,6 +36,7 @@ class MeasureSettings:
         group_sizes: Lengths of groups of consecutive columns, elements.
         sample_per_matrix: Elements drawn for percentiles; None means all (exact).
         sample_seed: Seed of the draw.
+        metrics: Which of ADDITIVE_METRICS are written; None means all.
     """
 
     eps: float
@@ -27,6 +45,7 @@ class MeasureSettings:
     group_sizes: tuple[int, ...]
     sample_per_matrix: int | None
     sample_seed: int
+    metrics: frozenset[str] | None = None
 
 
 def percentile_text(percentile: float) -> str:

@@ -1,0 +1,195 @@
+"""Which group ratios stand at the wanted ranks, from chunk sums that come row by row.
+
+Ratios are counted by their first bits as they are made. Where they fit into memory they are kept,
+and one look at them finds the ranks; otherwise the matrix is shown again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_weights.compiled import kernel
+from moe_weights.measure.float_format import N_MAGNITUDE_CLASSES
+from moe_weights.measure.order_statistics import interpolate, needed_ranks
+from moe_weights.measure.rank_selection import RankSelection, search_keys
+from moe_weights.measure.row_order import RowOrder
+
+# 32 MiB of ratios.
+MOST_KEPT_RATIOS = 2**22
+# Ratios of one class that are kept in a further pass: 8 MiB.
+_MOST_SORTED = 2**20
+
+_SIZE, _CHUNKS, _START, _STRIDE, _GROUPS = range(5)
+_INF_BITS = 0x7FF0000000000000
+
+
+class RatioStore(NamedTuple):
+    """What the kernels keep between blocks.
+
+    Attributes:
+        geometry: (n, 5) of each group size: elements, chunks, its start in `ratios`, how far the
+            next row stands from it, groups in a row.
+        eps: Added to the mean.
+        ratios: All ratios, or those of one row.
+        classes: (n, 32768) ratios by their first sixteen bits.
+        largest: (n,) largest bits of a ratio.
+        groups: (2, most groups in a row) sums and largest magnitudes of the current groups.
+    """
+
+    geometry: NDArray[np.int64]
+    eps: float
+    ratios: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    largest: NDArray[np.uint64]
+    groups: NDArray[np.float64]
+
+
+@kernel
+def rate_row(number: int, order: RowOrder, store: RatioStore) -> None:  # pragma: no cover
+    """Make the ratios of row `number`, whose chunks `order` holds."""
+    sums, maxima = order.chunks[0], order.chunks[1]
+    totals, peaks = store.groups[0], store.groups[1]
+    eps, scale, unscale = store.eps, order.sum_scale, 1.0 / order.sum_scale
+    for j in range(len(store.geometry)):
+        n_groups, n_chunks = store.geometry[j, _GROUPS], store.geometry[j, _CHUNKS]
+        size = float(store.geometry[j, _SIZE])
+        start = store.geometry[j, _START] + number * store.geometry[j, _STRIDE]
+        ratios = store.ratios[start : start + n_groups]
+        if n_chunks == 1:
+            totals, peaks = sums, maxima
+        else:
+            totals, peaks = store.groups[0], store.groups[1]
+            for group in range(n_groups):
+                first = group * n_chunks
+                total, peak = sums[first], maxima[first]
+                for k in range(first + 1, first + n_chunks):
+                    total += sums[k]
+                    peak = max(peak, maxima[k])
+                totals[group] = total
+                peaks[group] = peak
+        if eps == 0.0:
+            for group in range(n_groups):
+                ratios[group] = peaks[group] * scale / (totals[group] / size)
+        elif scale == 1.0 and store.geometry[j, _SIZE] & (store.geometry[j, _SIZE] - 1) == 0:
+            part = 1.0 / size  # a power of two: the product is exactly the quotient, and faster
+            for group in range(n_groups):
+                ratios[group] = peaks[group] / (min(totals[group] * part, peaks[group]) + eps)
+        else:
+            for group in range(n_groups):
+                # Rounding may lift the mean of equal numbers above them, at the end of the range.
+                mean = min(totals[group] / size * unscale, peaks[group])
+                ratios[group] = peaks[group] / (mean + eps)
+
+
+@kernel
+def count_row(number: int, store: RatioStore) -> None:  # pragma: no cover
+    """Count the ratios of row `number` by class."""
+    for j in range(len(store.geometry)):
+        n_groups = store.geometry[j, _GROUPS]
+        start = store.geometry[j, _START] + number * store.geometry[j, _STRIDE]
+        ratios = store.ratios[start : start + n_groups]
+        patterns = ratios.view(np.uint64)
+        classes = store.classes[j]
+        # Bits are ordered as the ratios; those of Inf and NaN come last. A NaN may have a sign.
+        largest = np.uint64(0)
+        for i in range(n_groups):
+            pattern = patterns[i] & np.uint64(0x7FFFFFFFFFFFFFFF)
+            largest = max(largest, pattern)
+            classes[pattern >> np.uint64(48)] += 1
+        store.largest[j] = max(store.largest[j], largest)
+
+
+@kernel
+def search_row(
+    j: int,
+    store: RatioStore,
+    first_digits: NDArray[np.uint8],
+    prefixes: NDArray[np.uint64],
+    shifts: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    places: NDArray[np.int64],
+    kept: NDArray[np.uint64],
+) -> None:  # pragma: no cover
+    """Search the ratios of the current row, of group size number `j`; see `search_keys`."""
+    start = store.geometry[j, _START]
+    patterns = store.ratios.view(np.uint64)[start : start + store.geometry[j, _GROUPS]]
+    search_keys(patterns, first_digits, prefixes, shifts, counts, places, kept)
+
+
+class GroupRatios:
+    """The ratios of one matrix, for all group sizes that divide its rows."""
+
+    def __init__(
+        self, rows: int, cols: int, group_sizes: Sequence[int], chunk: int, eps: float,
+        percentile: float, *, most_kept: int,
+    ) -> None:  # fmt: skip
+        """Make room.
+
+        Args:
+            rows: R.
+            cols: C.
+            group_sizes: That divide C, without repeats.
+            chunk: Of the `RowOrder`.
+            eps: Added to the mean.
+            percentile: Wanted of each size.
+            most_kept: Most ratios to keep, over all sizes.
+        """
+        self._sizes = tuple(group_sizes)
+        self._percentile = percentile
+        per_row = [cols // size for size in self._sizes]
+        self._is_kept = rows * sum(per_row) <= most_kept
+        repeat = rows if self._is_kept else 1
+        starts = np.cumsum([0, *(repeat * groups for groups in per_row)])
+        geometry = [
+            (size, size // chunk, start, groups if self._is_kept else 0, groups)
+            for size, start, groups in zip(self._sizes, starts.tolist(), per_row, strict=False)
+        ]
+        self._n_groups = [rows * groups for groups in per_row]
+        self.store = RatioStore(
+            geometry=np.array(geometry, dtype=np.int64).reshape(-1, 5),
+            eps=eps,
+            ratios=np.empty(int(starts[-1]), dtype=np.float64),
+            classes=np.zeros((len(geometry), N_MAGNITUDE_CLASSES), dtype=np.int64),
+            largest=np.zeros(len(geometry), dtype=np.uint64),
+            groups=np.zeros((2, max(per_row, default=0)), dtype=np.float64),
+        )
+        self._selections: dict[int, RankSelection] = {}
+
+    def end_first_pass(self) -> None:
+        """Take note that all rows were counted."""
+        for j, count in enumerate(self._n_groups):
+            if self.store.largest[j] >= _INF_BITS:  # a zero group without eps: undefined
+                continue
+            limit = count if self._is_kept else _MOST_SORTED
+            ranks = needed_ranks(count, [self._percentile])
+            selection = RankSelection(ranks, self.store.classes[j], key_bits=64, limit=limit)
+            self._selections[j] = selection
+            if self._is_kept and selection.needs_another_pass:
+                start = int(self.store.geometry[j, _START])
+                kept = self.store.ratios[start : start + count]
+                selection.search_magnitudes(kept.view(np.uint64))
+                selection.end_pass()
+
+    @property
+    def searches(self) -> list[tuple[int, RankSelection]]:
+        """What further passes are needed for: place of the size in the geometry, selection."""
+        return [
+            (j, selection)
+            for j, selection in self._selections.items()
+            if selection.needs_another_pass
+        ]
+
+    def results(self) -> dict[int, tuple[float, float]]:
+        """Return the percentile and the largest ratio by size; sizes with undefined ones lack."""
+        found = {}
+        for j, selection in self._selections.items():
+            count = self._n_groups[j]
+            ranks = needed_ranks(count, [self._percentile])
+            values = selection.keys(ranks).view(np.float64)
+            percentile = interpolate(count, [self._percentile], ranks, values)[0]
+            found[self._sizes[j]] = (percentile, float(self.store.largest.view(np.float64)[j]))
+        return found
