@@ -6,96 +6,173 @@ from typing import Any
 
 import numpy as np
 
-from moe_weights.quantize.error import ERROR_COLUMNS, SCALE_ABS_MAX, measure_quant_error
-from moe_weights.quantize.round_trip import RoundTrip
+from moe_weights.quantize.error import (
+    ERROR_COLUMNS,
+    EXTRA_COLUMNS,
+    NUMBER_COLUMNS,
+    SCALE_ABS_MAX,
+    ErrorSums,
+    NonFiniteWeights,
+)
+from moe_weights.quantize.round_trip import RoundTrip, SchemeSpec
 from tests.support.matrices import DTYPES, assert_close, matrix_of
 
+COLS = 16
+AFFINE = SchemeSpec(name="a", mode="affine", bits=4, group_size=COLS)
+NVFP4 = SchemeSpec(name="n", mode="nvfp4", bits=4, group_size=COLS)
 
-def round_trip(values: Any, scales: Any = ((1.0,),), biases: Any = None) -> RoundTrip:
-    return RoundTrip(
-        np.array(values, dtype=np.float32),
-        np.array(scales, dtype=np.float64),
-        None if biases is None else np.array(biases, dtype=np.float64),
-    )
+
+def cells(
+    stored: Any, back: Any, *, eps: float = 0.0, scales: Any = None, biases: Any = None,
+    dtype: str = "float32", scheme: SchemeSpec = NVFP4,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare rows of up to sixteen weights, padded with zeros that come back as zeros."""
+    matrix = matrix_of([[*row, *[0.0] * (COLS - len(row))] for row in stored], dtype)
+    values = np.zeros(matrix.shape, dtype=np.float32)
+    for place, row in enumerate(back):
+        values[place, : len(row)] = row
+    given = np.ones((len(stored), 1)) if scales is None else np.array(scales, dtype=np.float64)
+    shifts = None if biases is None else np.array(biases, dtype=np.float64)
+    sums = ErrorSums(scheme, DTYPES[dtype])
+    sums.add_restored(matrix, RoundTrip(values, given, shifts))
+    return dict(sums.cells(eps))
 
 
 class RelativeErrors(unittest.TestCase):
     def test_divide_frobenius_norms_and_largest_magnitudes(self) -> None:
-        for dtype in DTYPES:
-            found = measure_quant_error(
-                matrix_of([[3.0, -4.0]], dtype), round_trip([[3.5, -4.0]]), eps=0.0
-            )
+        for dtype in ("bfloat16", "float16", "float32"):
+            found = cells([[3.0, -4.0]], [[3.5, -4.0]], dtype=dtype)
             self.assertEqual([found["w_rel_fro"], found["w_rel_max"]], [0.1, 0.125])
 
     def test_add_eps_to_the_denominators(self) -> None:
-        found = measure_quant_error(matrix_of([[3.0, 4.0]]), round_trip([[3.0, 5.0]]), eps=1.0)
+        found = cells([[3.0, 4.0]], [[3.0, 5.0]], eps=1.0)
         assert_close(self, found, {"w_rel_fro": 1 / 6, "w_rel_max": 1 / 5})
 
     def test_of_an_exact_round_trip_are_zero(self) -> None:
-        found = measure_quant_error(matrix_of([[3.0, 4.0]]), round_trip([[3.0, 4.0]]), eps=0.0)
+        found = cells([[3.0, 4.0]], [[3.0, 4.0]])
         self.assertEqual([found["w_rel_fro"], found["w_rel_max"]], [0.0, 0.0])
 
     def test_of_a_zero_matrix_are_zero_even_without_eps(self) -> None:
         for eps in (0.0, 1e-12):
-            found = measure_quant_error(matrix_of([[0.0, 0.0]]), round_trip([[0.0, 0.0]]), eps)
+            found = cells([[0.0]], [[0.0]], eps=eps)
             self.assertEqual([found["w_rel_fro"], found["w_rel_max"]], [0.0, 0.0])
 
     def test_without_a_denominator_are_null(self) -> None:
-        found = measure_quant_error(matrix_of([[0.0, 0.0]]), round_trip([[0.0, 1.0]]), eps=0.0)
+        found = cells([[0.0, 0.0]], [[0.0, 1.0]])
         self.assertEqual([found["w_rel_fro"], found["w_rel_max"]], [None, None])
 
     def test_are_taken_in_float64_where_float16_would_overflow_or_vanish(self) -> None:
-        for size in (60_000.0, 1e-7):
-            matrix = matrix_of([[size] * 64] * 64, "float16")
-            restored = matrix.astype(np.float32) * np.float32(1.25)
-            found = measure_quant_error(matrix, round_trip(restored), eps=0.0)
+        for size in (60_000.0, 2.0**-23):
+            row = [size] * COLS
+            back = [size * 1.25] * COLS
+            found = cells([row] * 8, [back] * 8, dtype="float16")
             assert_close(self, found, {"w_rel_fro": 0.25, "w_rel_max": 0.25})
-
-    def test_cover_matrices_of_several_blocks(self) -> None:
-        matrix = np.ones((3, 2**20), dtype=np.float16)
-        restored = np.ones_like(matrix, dtype=np.float32)
-        restored[0, 0], restored[2, -1] = 1.5, 0.0
-        found = measure_quant_error(matrix, round_trip(restored), eps=0.0)
-        expected = {"w_rel_fro": math.sqrt(1.25 / matrix.size), "w_rel_max": 1.0}
-        assert_close(self, found, expected)
 
     def test_of_weights_that_come_back_not_finite_are_refused(self) -> None:
         for bad in (np.nan, np.inf, -np.inf):
             with self.subTest(bad=bad), self.assertRaises(OverflowError) as caught:
-                measure_quant_error(matrix_of([[1.0, 2.0]]), round_trip([[bad, 2.0]]), eps=0.0)
+                cells([[1.0, 2.0]], [[bad, 2.0]])
             self.assertEqual(
                 str(caught.exception),
                 "a reconstructed weight is not finite; the weights are near the limit",
             )
 
+    def test_of_weights_that_are_not_finite_are_refused(self) -> None:
+        for bad in (np.nan, np.inf, -np.inf):
+            with self.subTest(bad=bad), self.assertRaises(NonFiniteWeights) as caught:
+                cells([[bad, 2.0]], [[1.0, 2.0]])
+            self.assertEqual(str(caught.exception), "a weight is NaN or infinite")
+
+    def test_of_no_rows_are_refused(self) -> None:
+        with self.assertRaises(ValueError) as caught:
+            ErrorSums(NVFP4, DTYPES["float32"]).cells(0.0)
+        self.assertEqual(str(caught.exception), "the matrix is empty")
+
 
 class ScalesAndBiases(unittest.TestCase):
     def test_give_mean_largest_and_largest_magnitude(self) -> None:
-        found = measure_quant_error(
-            matrix_of([[1.0]]), round_trip([[1.0]], [[-3.0, 1.0]], [[-2.0, -4.0]]), eps=0.0
-        )
-        self.assertEqual(
-            {name: found[name] for name in list(found)[2:]},
-            {"scale_mean": -1.0, "scale_max": 1.0, "bias_mean": -3.0, "bias_max": -2.0,
-             "scale_abs_max": 3.0},
+        found = cells(
+            [[1.0], [1.0]], [[1.0], [1.0]],
+            scales=[[-3.0], [1.0]], biases=[[-2.0], [-4.0]], scheme=AFFINE,
         )  # fmt: skip
+        names = ("scale_mean", "scale_max", "bias_mean", "bias_max", "scale_abs_max")
+        self.assertEqual([found[name] for name in names], [-1.0, 1.0, -3.0, -2.0, 3.0])
 
     def test_have_null_biases_for_modes_without_them(self) -> None:
-        found = measure_quant_error(matrix_of([[1.0]]), round_trip([[1.0]]), eps=0.0)
+        found = cells([[1.0]], [[1.0]])
         self.assertEqual([found["bias_mean"], found["bias_max"]], [None, None])
 
-    def test_that_are_not_finite_are_null(self) -> None:
-        found = measure_quant_error(
-            matrix_of([[1.0]]), round_trip([[1.0]], [[np.nan]], [[np.inf]]), eps=0.0
+
+class SignalToNoise(unittest.TestCase):
+    def test_is_twenty_logarithms_of_the_relative_error_without_eps(self) -> None:
+        found = cells([[3.0, 4.0]], [[3.5, 4.0]], eps=1.0)
+        self.assertAlmostEqual(found["sqnr_db"], 20.0, delta=1e-12)
+
+    def test_is_null_for_an_exact_round_trip_and_for_zeros(self) -> None:
+        self.assertIsNone(cells([[3.0]], [[3.0]])["sqnr_db"])
+        self.assertIsNone(cells([[0.0]], [[1.0]])["sqnr_db"])
+
+
+class Cosine(unittest.TestCase):
+    def test_is_that_between_the_weights_and_what_comes_back(self) -> None:
+        self.assertAlmostEqual(
+            cells([[1.0, 0.0]], [[1.0, 1.0]])["cosine"], math.sqrt(0.5), delta=1e-15
         )
-        for name in ("scale_mean", "scale_max", "scale_abs_max", "bias_mean", "bias_max"):
-            self.assertIsNone(found[name])
+        self.assertEqual(cells([[1.0, 2.0]], [[-1.0, -2.0]])["cosine"], -1.0)
+
+    def test_is_at_most_one(self) -> None:
+        for size in (0.1, 0.3, 1.7):
+            found = cells([[size] * 7], [[size * 3] * 7])["cosine"]
+            self.assertLessEqual(found, 1.0)
+            self.assertAlmostEqual(found, 1.0, delta=1e-7)
+
+    def test_is_null_where_a_norm_is_zero(self) -> None:
+        self.assertIsNone(cells([[0.0]], [[1.0]])["cosine"])
+        self.assertIsNone(cells([[1.0]], [[0.0]])["cosine"])
+
+
+class Counts(unittest.TestCase):
+    def test_take_weights_more_than_half_a_step_beyond_the_codes(self) -> None:
+        row = [[7.0, 7.001, -7.0, -7.001]]
+        self.assertEqual(cells(row, [[6.0, 6.0, -6.0, -6.0]])["n_saturated"], 2)
+        mxfp8 = SchemeSpec(name="m", mode="mxfp8", bits=8, group_size=COLS)
+        row = [[464.0, 464.001, -464.001]]
+        self.assertEqual(cells(row, [[448.0] * 2], scheme=mxfp8)["n_saturated"], 2)
+        # codes 0 to 15 of scale -1 reach from 2 down to -13
+        row = [[2.5, 2.501, -13.5, -13.501, 0.0]]
+        found = cells(row, row, scales=[[-1.0]], biases=[[2.0]], scheme=AFFINE)
+        self.assertEqual(found["n_saturated"], 2)
+
+    def test_take_groups_whose_scale_is_zero(self) -> None:
+        found = cells([[1.0], [2.0], [0.0]], [[0.0]] * 3, scales=[[0.0], [1.0], [-0.0]])
+        self.assertEqual((found["n_zero_scale"], found["n_saturated"]), (2, 1))
+
+
+class BitsPerWeight(unittest.TestCase):
+    def test_holds_scales_and_biases_in_the_dtype_of_the_weights(self) -> None:
+        cases = {
+            ("affine", 4, 64, "bfloat16"): 4.5, ("affine", 8, 32, "float16"): 9.0,
+            ("affine", 4, 64, "float32"): 5.0, ("affine", 3, 128, "bfloat16"): 3.25,
+            ("mxfp4", 4, 32, "float32"): 4.25, ("mxfp8", 8, 32, "bfloat16"): 8.25,
+            ("nvfp4", 4, 16, "bfloat16"): 4.5,
+        }  # fmt: skip
+        for (mode, bits, size, dtype), expected in cases.items():
+            scheme = SchemeSpec(name="s", mode=mode, bits=bits, group_size=size)
+            sums = ErrorSums(scheme, DTYPES[dtype])
+            zeros = np.zeros((1, size), dtype=DTYPES[dtype])
+            groups = np.ones((1, 1))
+            sums.add_restored(zeros, RoundTrip(zeros, groups, groups))
+            self.assertEqual(sums.cells(0.0)["bits_per_weight"], expected)
 
 
 class Columns(unittest.TestCase):
-    def test_are_the_contracts_six_and_one_more(self) -> None:
+    def test_are_the_contracts_six_one_more_and_the_extra_ones(self) -> None:
+        names = [column.name for column in NUMBER_COLUMNS]
         self.assertEqual(
-            [column.name for column in (*ERROR_COLUMNS, SCALE_ABS_MAX)],
+            names,
             ["w_rel_fro", "w_rel_max", "scale_mean", "scale_max", "bias_mean", "bias_max",
-             "scale_abs_max"],
+             "scale_abs_max", "sqnr_db", "cosine", "n_saturated", "n_zero_scale",
+             "bits_per_weight"],
         )  # fmt: skip
+        self.assertEqual(NUMBER_COLUMNS, (*ERROR_COLUMNS, SCALE_ABS_MAX, *EXTRA_COLUMNS))
+        self.assertEqual(list(cells([[1.0]], [[1.0]])), names)

@@ -13,8 +13,8 @@ import numpy as np
 from moe_weights.errors import BackendUnavailableError
 from moe_weights.quantize.mlx_backend import MlxBackend
 from moe_weights.quantize.round_trip import SchemeSpec
-from moe_weights.quantize.simulate import simulate_scheme
 from tests.support.matrices import DTYPES, assert_close, matrix_of, normal_matrix
+from tests.support.matrices import simulate as simulate_matrix
 from tests.support.reference import mlx_statistics
 
 EPS = 1e-12
@@ -28,7 +28,7 @@ def scheme(mode: str, bits: int, group_size: int) -> SchemeSpec:
 
 
 def simulate(matrix: np.ndarray, mode: str, bits: int, group_size: int) -> dict[str, Any]:
-    return simulate_scheme(matrix, scheme(mode, bits, group_size), MlxBackend("cpu"), EPS)
+    return simulate_matrix(matrix, scheme(mode, bits, group_size), MlxBackend("cpu"), EPS)
 
 
 class EveryMode(unittest.TestCase):
@@ -74,9 +74,9 @@ class EveryMode(unittest.TestCase):
         matrix = normal_matrix(16, 128, "bfloat16")
         backend = MlxBackend("cpu")
         schemes = [scheme(*values) for values in OTHERS] * 8
-        serial = [simulate_scheme(matrix, one, backend, EPS) for one in schemes]
+        serial = [simulate_matrix(matrix, one, backend, EPS) for one in schemes]
         with ThreadPoolExecutor(4) as pool:
-            threaded = list(pool.map(lambda s: simulate_scheme(matrix, s, backend, EPS), schemes))
+            threaded = list(pool.map(lambda s: simulate_matrix(matrix, s, backend, EPS), schemes))
         self.assertEqual(threaded, serial)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from moe_weights.quantize.error import ErrorSums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,15 @@ class RoundTrip:
         values: (R, C) reconstructed weights; the float dtype that the backend reconstructs in.
         scales: Real scales, decoded from codes where stored as codes; (R, C / group_size), float64.
         biases: Real biases, (R, C / group_size), float64; None for modes without biases.
+        codes: (R, C) uint8, one code per weight; None where nobody asked.
+        scale_codes: (R, C / group_size) uint8, the scales as stored; None for affine.
     """
 
     values: NDArray[Any]
     scales: NDArray[np.float64]
     biases: NDArray[np.float64] | None
+    codes: NDArray[np.uint8] | None = None
+    scale_codes: NDArray[np.uint8] | None = None
 
 
 class QuantBackend(Protocol):
@@ -50,6 +57,18 @@ class QuantBackend(Protocol):
 
     def round_trip(self, matrix: NDArray[Any], scheme: SchemeSpec) -> RoundTrip:
         """Quantise and dequantise (R, C) float16, bfloat16 or float32 along the columns.
+
+        Raises:
+            ValueError: the scheme cannot be applied to this matrix.
+        """
+
+    def add_errors(self, block: NDArray[Any], scheme: SchemeSpec, sums: ErrorSums) -> None:
+        """Quantise some rows of a matrix and add what comes of it to the sums of the matrix.
+
+        Args:
+            block: (r, C) contiguous float16, bfloat16 or float32; the next rows.
+            scheme: Mode, bits and group size.
+            sums: Those of this matrix and scheme.
 
         Raises:
             ValueError: the scheme cannot be applied to this matrix.
