@@ -8,7 +8,7 @@ PYTHON_REAL ?= python3.11
 RUN := runs/tiny-olmoe/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-real verbose-test lint format clean
+.PHONY: help demo test test-real verbose-test bench lint format clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ test-real: $(VENV_REAL)/.real  ## hold the readings against other people's model
 
 verbose-test: $(VENV)/.test  ## the tests by unittest, one line each
 	$(PY) -m unittest discover -s tests -t . -v
+
+bench: $(VENV)/.base  ## measure speed and memory on data made here; minutes, about 8 GB of disk
+	$(PY) benchmarks/run.py
 
 lint: $(VENV)/.test  ## style, types, import contracts
 	$(PY) -m ruff check .

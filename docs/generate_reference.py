@@ -31,8 +31,9 @@ from moe_weights.config.reference import ConfigKeyReference, config_reference
 from moe_weights.config.template import template_config
 from moe_weights.errors import ExitCode, MoeWeightsError
 from moe_weights.findings import FindingKind
-from moe_weights.measure.matrix_metrics import metric_columns
+from moe_weights.measure.metric_table import metric_columns
 from moe_weights.measure.settings import MeasureSettings
+from moe_weights.quantize.error import EXTRA_COLUMNS
 from moe_weights.tables.coverage import COVERAGE_SCHEMA
 from moe_weights.tables.deltas import deltas_schema
 from moe_weights.tables.matrix_stats import matrix_stats_schema
@@ -207,7 +208,7 @@ def template_schemas() -> tuple[TableSchema, ...]:
     return (
         tensor_inventory_schema(index_mode=True),
         matrix_stats_schema(metric_columns(settings)),
-        quant_sim_schema(),
+        quant_sim_schema(EXTRA_COLUMNS),
         UNMATCHED_TENSORS_SCHEMA,
         COVERAGE_SCHEMA,
         WARNINGS_SCHEMA,

@@ -40,8 +40,10 @@ UNMATCHED_MEANINGS: dict[UnmatchedReason, str] = {
     "captured token.",
     UnmatchedReason.STRICT_NO_ALIAS_MAP: "parsing.proj_group_strict is on and "
     "parsing.proj_aliases is empty.",
-    UnmatchedReason.PACKED_SPLIT_FAILED: "The rule's packed_split does not fit and "
-    "parsing.strict_packed_split is on; the run ends with exit code 4.",
+    UnmatchedReason.EXTRACTION_FAILED: "The rule or the reading by name that takes it cannot be "
+    "applied to it; a warning says why.",
+    UnmatchedReason.PACKED_SPLIT_FAILED: "The rule's packed_split does not fit. With "
+    "parsing.strict_packed_split on, the run ends with exit code 4.",
     UnmatchedReason.UNKNOWN_DTYPE: "Its dtype is not decoded (2-byte void, complex, a code that "
     "nobody knows).",
     UnmatchedReason.ZERO_SIZE: "It has no elements.",

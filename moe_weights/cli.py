@@ -6,6 +6,7 @@ A subcommand's modules are loaded when it is used, so that `--help` and small co
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import logging
 import sys
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see `errors.ExitCode`.
     """
+    # Loading packages makes objects by the hundred thousand and no garbage: collect it rarely.
+    gc.set_threshold(100_000, 20, 20)
     arguments = _build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks must not end a run of hours.
@@ -136,6 +139,7 @@ def _add_init_run(commands: _Commands[argparse.ArgumentParser]) -> None:
 def _add_collect_data(commands: _Commands[argparse.ArgumentParser]) -> None:
     def run(arguments: argparse.Namespace) -> int:
         from moe_weights.commands.collect_data import CollectOptions, collect_data, usable_cpus
+        from moe_weights.commands.memory import DEFAULT_MAX_MEMORY
 
         return collect_data(
             CollectOptions(
@@ -143,6 +147,10 @@ def _add_collect_data(commands: _Commands[argparse.ArgumentParser]) -> None:
                 model_path=arguments.model_path,
                 plan_only=arguments.plan,
                 workers=arguments.workers or usable_cpus(),
+                executor=arguments.executor or ("dask" if arguments.scheduler else "threads"),
+                scheduler=arguments.scheduler,
+                max_memory=arguments.max_memory or DEFAULT_MAX_MEMORY,
+                restart=arguments.restart,
                 quiet=arguments.quiet,
             )
         )
@@ -161,7 +169,30 @@ def _add_collect_data(commands: _Commands[argparse.ArgumentParser]) -> None:
         help="print what would be measured, from headers alone, and write nothing",
     )
     parser.add_argument(
-        "--workers", type=_positive_int, help="threads that measure (default: the usable CPUs)"
+        "--restart", action="store_true", help="discard what an unfinished run has left"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive_int,
+        metavar="N",
+        help="how many measure at a time (default: the usable CPUs)",
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=_size,
+        metavar="SIZE",
+        help="memory beyond the interpreter and its libraries, such as 512MiB or 4GiB; for each "
+        "process where several measure (default: 1GiB)",
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("threads", "processes", "dask"),
+        help="who measures (default: threads, or dask with --scheduler)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="address of a running Dask scheduler, such as tcp://HOST:8786",
     )
 
 
@@ -197,6 +228,15 @@ def _add_presets(commands: _Commands[argparse.ArgumentParser]) -> None:
     what = "print one preset in the form of a config, to paste and edit"
     show = actions.add_parser("show", help=what, description=what)
     show.add_argument("name", metavar="NAME", help="name of the preset, as the list prints it")
+
+
+def _size(text: str) -> int:
+    from moe_weights.commands.memory import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _positive_int(text: str) -> int:

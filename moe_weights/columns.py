@@ -5,7 +5,7 @@ Stands above the rooms so that metrics can declare columns without knowing table
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -75,7 +75,37 @@ class Table:
                 cells.append(row[name])
         return cls(schema, values)
 
+    @classmethod
+    def over_rows(cls, schema: TableSchema, rows: Sequence[Row]) -> Table:
+        """Build a table whose columns are made when they are asked for, and not kept.
+
+        Args:
+            schema: Names and types.
+            rows: One mapping per row; must stay as they are.
+        """
+        return cls(schema, _ColumnsOfRows(schema, rows))
+
     @property
     def n_rows(self) -> int:
         """How many rows the table has."""
-        return len(next(iter(self.values.values()), []))
+        name = next(iter(self.schema.column_names), None)
+        return 0 if name is None else len(self.values[name])
+
+
+class _ColumnsOfRows(Mapping[str, list[Cell]]):
+    """Columns of rows that are too many to be held as cells all at once."""
+
+    def __init__(self, schema: TableSchema, rows: Sequence[Row]) -> None:
+        self._schema = schema
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> list[Cell]:
+        if name not in self._schema.column_names:
+            raise KeyError(name)
+        return [row[name] for row in self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._schema.column_names)
+
+    def __len__(self) -> int:
+        return len(self._schema.columns)

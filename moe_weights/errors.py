@@ -11,6 +11,7 @@ MoeWeightsError                  1
 ├── CheckpointError              5   input that cannot be read
 │   └── UnsupportedDtypeError    5
 ├── BackendUnavailableError      2   an optional package that the config insists on is missing
+├── WorkerError                  1   workers died again and again, or are not what they should be
 └── OutputError                  6   output that cannot be written
 """
 
@@ -117,6 +118,10 @@ class BackendUnavailableError(MoeWeightsError, RuntimeError):
     """An optional package or device that the config insists on is not there."""
 
     exit_code = ExitCode.USAGE
+
+
+class WorkerError(MoeWeightsError, RuntimeError):
+    """Processes or machines that measure cannot do so; finished parts are kept."""
 
 
 class OutputError(MoeWeightsError, OSError):

@@ -19,10 +19,9 @@ from moe_weights.atomic_files import JsonValue
 from moe_weights.audit.run_identity import find_run, run_block
 from moe_weights.errors import CheckpointError
 from moe_weights.run_directory import RunDirectory
+from moe_weights.tables.json_object import JsonObject, load_json_object
 from moe_weights.tables.reader import (
-    JsonObject,
     TableFolder,
-    load_json_object,
     locate_table,
     manifest_entries,
     read_table_file,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unittest
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import moe_weights
@@ -66,6 +67,40 @@ class Usage(unittest.TestCase):
             check=True,
         )
         self.assertEqual(done.stderr, "[]\n")
+
+
+class CollectOptions(unittest.TestCase):
+    def options(self, *arguments: str) -> Any:
+        with mock.patch("moe_weights.commands.collect_data.collect_data", return_value=0) as called:
+            self.assertEqual(run_command("collect-data", "--run-dir", "x", *arguments).code, 0)
+        return called.call_args.args[0]
+
+    def test_default_to_threads_on_all_usable_cpus_in_a_gibibyte(self) -> None:
+        with mock.patch("moe_weights.commands.collect_data.usable_cpus", return_value=13):
+            options = self.options()
+        found = (options.workers, options.executor, options.scheduler, options.max_memory)
+        self.assertEqual(found, (13, "threads", None, 2**30))
+        self.assertEqual((options.restart, options.plan_only), (False, False))
+
+    def test_are_taken_as_they_are_given(self) -> None:
+        options = self.options("--workers", "3", "--executor", "processes", "--max-memory", "3 GiB",
+                               "--restart")  # fmt: skip
+        found = (options.workers, options.executor, options.max_memory, options.restart)
+        self.assertEqual(found, (3, "processes", 3 * 2**30, True))
+
+    def test_mean_dask_where_a_scheduler_is_given(self) -> None:
+        options = self.options("--scheduler", "tcp://a:8786")
+        self.assertEqual((options.executor, options.scheduler), ("dask", "tcp://a:8786"))
+
+    def test_that_make_no_sense_are_refused(self) -> None:
+        for arguments, told in (
+            (["--max-memory", "much"], "argument --max-memory: 'much' is no size; write for ex"),
+            (["--max-memory", "0"], "argument --max-memory: '0' is no size; "),
+            (["--executor", "carrots"], "argument --executor: invalid choice: 'carrots'"),
+        ):  # fmt: skip
+            outcome = run_command("collect-data", "--run-dir", "x", *arguments)
+            self.assertEqual(outcome.code, 2)
+            self.assertIn(told, outcome.err)
 
 
 class Failures(unittest.TestCase):

@@ -220,8 +220,9 @@ class WholeRun(CommandCase):
                     found[file] = (self.path / file).read_bytes()
                     continue
                 log = dict(json.loads((self.path / file).read_text(encoding="utf-8")))
-                for key in ("generated_at", "duration_seconds", "json_artifacts"):
+                for key in ("generated_at", "duration_seconds", "json_artifacts", "memory"):
                     log.pop(key, None)
+                (log.get("quantisation_self_check") or {}).pop("seconds", None)
                 found[file] = log
             return found
 

@@ -155,9 +155,9 @@ class OddTensors(CommandCase):
         self.assertEqual(
             self.warnings(),
             [
+                f"[read] refused (unknown_dtype): dtype F4_NEW is not decoded: {name.format(1)}",
                 f"[read] refused (unsupported_ndim): a scalar has no axes: {name.format(2)}",
                 f"[read] refused (zero_size): shape [0, 32] has no elements: {name.format(3)}",
-                f"[read] refused (unknown_dtype): dtype F4_NEW is not decoded: {name.format(1)}",
             ],
         )
         unmatched = self.frame("data/unmatched_tensors").set_index("tensor_name")
@@ -270,6 +270,8 @@ class Archives(CommandCase):
         np.savez(self.model / "w.npz", **{GATE: weights})
         message = self.refused(4)
         self.assertIn("were refused", message)
+        for table in ("tensor_inventory", "unmatched_tensors"):
+            self.assertEqual(list(self.frame(f"data/{table}")["dtype"]), ["void16"])
         warnings = self.frame("logs/warnings")
         self.assertEqual(
             list(warnings["warning"]),

@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 
+from moe_weights.checkpoint import tensor_reader
 from tests.support.command_line import (
     HIDDEN,
     SHAPES,
@@ -107,7 +108,7 @@ class StrictCoverage(CoverageCase):
             "ExtractionError: scan.strict_coverage: coverage INCOMPLETE: missing: 1; the warnings "
             "and the coverage ledger say where; mend that, or set it to false"
         )
-        with mock.patch("moe_weights.commands.work.read_tensor_bytes", side_effect=AssertionError):
+        with mock.patch.object(tensor_reader, "open_descriptor", side_effect=AssertionError):
             self.assertEqual(self.refused(4, STRICT), message)
         self.assertEqual(self.files("data", "logs"), HEADER_FILES)
         self.assertEqual(len(self.frame("data/tensor_inventory")), len(tensors))
@@ -266,6 +267,16 @@ class PresetInUse(CoverageCase):
         self.collected()
         self.assertIsNone(self.log("run_health.json")["preset"])
 
+    def test_of_no_known_name_is_found_before_any_file_is_looked_at(self) -> None:
+        self.model.mkdir()
+        (self.model / "model.safetensors").write_bytes(b"no header")
+        for changes in ({}, {"model_path": str(self.folder / "nowhere")}):
+            self.assertEqual(
+                self.refused(2, {"parsing.preset": "qwen-moe", **changes}),
+                f"ConfigError: {self.path}/analysis_config.json: 1 problem\n"
+                '  $.parsing.preset: there is no preset named "qwen-moe"; did you mean "qwen_moe"?',
+            )
+
     def test_of_no_known_name_ends_with_2(self) -> None:
         self.write(expert_tensors())
         self.assertEqual(
@@ -296,7 +307,7 @@ class Descriptions(CoverageCase):
         )
         self.assertEqual(set(self.frame("data/coverage")["status"]), {"complete", "wrong_shape"})
 
-    def test_beyond_the_limit_end_the_run(self) -> None:
+    def test_beyond_the_limit_are_none(self) -> None:
         codes = GATE.format(0).removesuffix(".weight")
         tensors = expert_tensors()
         del tensors[GATE.format(0)]
@@ -313,11 +324,16 @@ class Descriptions(CoverageCase):
             state: np.zeros(65_537, np.uint8),
         }
         self.write(tensors)
-        self.assertEqual(
-            self.refused(5, ON),
-            f'CheckpointError: model.safetensors: "{state}" should describe another tensor and has '
-            "65537 bytes; at most 65536 are read for a description",
+        self.collected(ON)
+        name = GATE.format(0)
+        self.assertIn(
+            f"[read] refused (bad_companion): state {state} U8 [65537] of codes {name} U8 "
+            f"[{WIDTH * HIDDEN // 2}, 1] is too large for the short text that bitsandbytes writes: "
+            f"{name}",
+            self.warnings(),
         )
+        unmatched = self.frame("data/unmatched_tensors").set_index("tensor_name")
+        self.assertEqual(unmatched["reason"][name], "bad_companion")
 
 
 class SeveralStacks(CoverageCase):

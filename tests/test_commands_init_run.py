@@ -91,6 +91,16 @@ class FreshRun(InitCase):
             outcome.out, f"[warn] model_path does not exist yet: {self.folder}/later\n"
         )
 
+    def test_a_model_path_that_is_not_there_yet_has_no_architecture_to_speak_of(self) -> None:
+        outcome = self.init("--model-path", self.folder / "later")
+        self.assertEqual(
+            outcome.out.splitlines()[:2],
+            [
+                f"[warn] model_path does not exist yet: {self.folder}/later",
+                f"[init_run] wrote config template to {self.path}/analysis_config.json",
+            ],
+        )
+
     def test_paths_are_user_expanded(self) -> None:
         with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):
             run_command(

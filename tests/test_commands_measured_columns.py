@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from moe_weights.measure.settings import ADDITIVE_METRICS
 from tests.support.command_line import CommandCase
 
 
@@ -36,6 +37,6 @@ class PercentilesOfTheConfig(CommandCase):
             ["mean", "std", "mean_abs", "rms", "max_abs", "p50_abs", "p99_abs", "p999_abs",
              "outlier_max_over_mean", "outlier_p99_over_median", "outlier_p999_over_median",
              "g32_p99_9_outlier", "g32_max_outlier", "g64_p99_9_outlier", "g64_max_outlier",
-             "p99_5_abs", "n_zero", "n_nan", "n_inf",
+             "p99_5_abs", *ADDITIVE_METRICS,
              "stack", "extracted_via", "encoding", "layout_evidence"],
         )  # fmt: skip

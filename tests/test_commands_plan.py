@@ -10,6 +10,8 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 
+from moe_weights.checkpoint import tensor_reader
+from moe_weights.quantize.mlx_backend import MlxBackend
 from tests.support.checkpoints import entry, raw_safetensors, write_safetensors
 from tests.support.command_line import CommandCase, expert_tensors, random_weights, tree
 
@@ -232,8 +234,8 @@ class NoWeightIsRead(PlanCase):
         self.write_model(n_shards=2, index=True, config={"hidden_size": 64})
         np.savez(self.model / "more.npz", **{"experts.9.up_proj.weight": random_weights(64, 64)})
         with (
-            mock.patch("moe_weights.commands.work.read_tensor_bytes", side_effect=AssertionError),
-            mock.patch("moe_weights.commands.collect_data.MlxBackend", side_effect=AssertionError),
+            mock.patch.object(tensor_reader, "open_descriptor", side_effect=AssertionError),
+            mock.patch.object(MlxBackend, "__init__", side_effect=AssertionError),
             mock.patch("moe_weights.commands.collect_data.RunLock", side_effect=AssertionError),
         ):
             self.plan(**{"mlx.enabled": True})
@@ -247,7 +249,7 @@ class NoWeightIsRead(PlanCase):
             "layout": {"expert_axis": 0, "rows_axis": 1, "cols_axis": 2},
             "packed_split": {"axis": "rows", "splits": [9], "projs": ["gate_proj"]},
         }
-        with mock.patch("moe_weights.commands.work.read_tensor_bytes", side_effect=AssertionError):
+        with mock.patch.object(tensor_reader, "open_descriptor", side_effect=AssertionError):
             self.refused(4, {"extract_rules": [rule]})
 
 

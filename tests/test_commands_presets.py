@@ -55,6 +55,7 @@ def plan_examples(
                 Resolution(tensors=(tensor,), refusals=(), companions={}, others=()),
                 config,
                 expect_experts(preset.config),
+                scanned=(header,),
                 preset=preset if is_used else None,
             )
         )

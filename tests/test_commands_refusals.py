@@ -6,6 +6,7 @@ import unittest
 from unittest import mock
 
 from moe_weights.errors import BackendUnavailableError
+from moe_weights.quantize.mlx_backend import MlxBackend
 from tests.support.command_line import CommandCase, expert_tensors, random_weights, run_command
 
 
@@ -71,7 +72,7 @@ class MissingDevice(CommandCase):
     def test_ends_with_2_before_anything_is_measured(self) -> None:
         self.write_model()
         missing = BackendUnavailableError("mlx has no gpu device on this machine")
-        with mock.patch("moe_weights.commands.collect_data.MlxBackend", side_effect=missing):
+        with mock.patch.object(MlxBackend, "__init__", side_effect=missing):
             self.assertEqual(
                 self.refused(2, {"mlx.enabled": True, "mlx.device": "gpu"}),
                 "BackendUnavailableError: mlx has no gpu device on this machine",

@@ -288,7 +288,7 @@ class WarningsTable(CommandCase):
         self.assertEqual(
             list(warnings.columns), ["warning", "kind", "file", "tensor", "count", "hint"]
         )
-        self.assertEqual(set(warnings["kind"]), {"index"})
+        self.assertEqual(set(warnings["kind"]), {"index", "coverage"})
 
     def test_is_pointed_at_when_the_console_shows_only_ten(self) -> None:
         self.write_model()

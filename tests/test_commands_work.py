@@ -1,109 +1,40 @@
 from __future__ import annotations
 
-import hashlib
-import itertools
 import pickle
 import sys
+import threading
 import unittest
 import warnings
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.commands.work import UnitResult, matrix_at, run_units
+from moe_weights.commands import matrix_blocks, work
+from moe_weights.commands.measured_rows import MatrixRows, QuantRows
+from moe_weights.commands.work import StoppedError, quantised_dtype, run_units
+from moe_weights.decode.stored_tensor import StoredTensor
 from moe_weights.errors import CheckpointError
 from moe_weights.extract.layout import MatrixView
-from moe_weights.measure.matrix_metrics import metric_columns
-from moe_weights.tables.matrix_stats import matrix_stats_schema
-from moe_weights.tables.quant_sim import quant_sim_schema
-from tests.support.matrices import (
-    DTYPES,
-    assert_close,
-    make_settings,
-    matrix_of,
-    measure,
-    normal_matrix,
-)
+from moe_weights.extract.work_unit import WorkUnit
+from tests.support.matrices import DTYPES, assert_close, matrix_of, measure, normal_matrix
 from tests.support.reference import mlx_statistics, slow_statistics
 from tests.support.runs import temporary_folder
 from tests.support.work_units import (
     AFFINE_Q4,
     MXFP4,
     bank_units,
+    content_of,
     make_unit,
     make_work_settings,
     plan_matrix,
     row_major,
+    run_rows,
     write_headers,
 )
-
-
-class MatrixInTheBuffer(unittest.TestCase):
-    def test_equals_numpys_transpose_and_slice_for_every_order_of_axes(self) -> None:
-        for dtype in DTYPES.values():
-            stored = np.arange(2 * 3 * 4 * 5).astype(dtype).reshape(2, 3, 4, 5)
-            strides = [stride // stored.itemsize for stride in stored.strides]
-            for axes in itertools.permutations(range(4)):
-                bank = stored.transpose(axes)
-                for layer, expert in itertools.product(range(bank.shape[0]), range(bank.shape[1])):
-                    view = MatrixView(
-                        offset=layer * strides[axes[0]] + expert * strides[axes[1]],
-                        rows=bank.shape[2],
-                        cols=bank.shape[3],
-                        row_stride=strides[axes[2]],
-                        col_stride=strides[axes[3]],
-                    )
-                    found = matrix_at(stored.reshape(-1), view)
-                    self.assertEqual(found.tolist(), bank[layer, expert].tolist())
-                    self.assertTrue(found.flags.c_contiguous)
-
-    def test_equals_numpys_slice_for_halves_and_interleaved_rows_and_columns(self) -> None:
-        stored = np.arange(48.0).reshape(6, 8)
-        slices = {
-            "upper half": (stored[3:], (24, 3, 8, 8, 1)),
-            "left half": (stored[:, :4], (0, 6, 4, 8, 1)),
-            "even rows": (stored[::2], (0, 3, 8, 16, 1)),
-            "odd columns": (stored[:, 1::2], (1, 6, 4, 8, 2)),
-            "odd columns, turned": (stored[:, 1::2].T, (1, 4, 6, 2, 8)),
-            "one element": (stored[5:, 7:], (47, 1, 1, 8, 1)),
-        }
-        for name, (expected, (offset, rows, cols, row_stride, col_stride)) in slices.items():
-            view = MatrixView(
-                offset=offset, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
-            )
-            with self.subTest(name=name):
-                self.assertEqual(matrix_at(stored.reshape(-1), view).tolist(), expected.tolist())
-
-    def test_is_aligned_even_where_the_buffer_is_not(self) -> None:
-        for dtype in DTYPES.values():
-            values = np.arange(12).astype(dtype)
-            flat = np.frombuffer(memoryview(b"\0" + values.tobytes())[1:], dtype=dtype)
-            for view in (row_major(3, 4), row_major(2, 4, 4), MatrixView(
-                offset=0, rows=4, cols=3, row_stride=1, col_stride=4
-            )):  # fmt: skip
-                found = matrix_at(flat, view)
-                expected = np.arange(12.0)[view.offset :]
-                if view.row_stride == 1:
-                    expected = expected.reshape(3, 4).T
-                with self.subTest(dtype=dtype.name, view=view):
-                    self.assertTrue(found.flags.aligned and found.flags.c_contiguous)
-                    self.assertEqual(found.dtype, dtype)
-                    self.assertEqual(
-                        found.reshape(-1).tolist(), expected.astype(dtype).reshape(-1).tolist()
-                    )
-
-    def test_is_no_copy_where_it_is_stored_row_by_row(self) -> None:
-        flat = np.arange(12.0)
-        self.assertTrue(np.shares_memory(matrix_at(flat, row_major(2, 3, 6)), flat))
-
-    def test_never_reaches_beyond_the_buffer(self) -> None:
-        for view in (row_major(3, 4, 1), row_major(2, 4, -1), row_major(13, 1)):
-            with self.subTest(view=view), self.assertRaises(ValueError) as caught:
-                matrix_at(np.arange(12.0), view)
-            self.assertEqual(str(caught.exception), f"{view} does not lie within 12 elements")
 
 
 class UnitCase(unittest.TestCase):
@@ -113,85 +44,55 @@ class UnitCase(unittest.TestCase):
     def header(self, stored: np.ndarray) -> TensorHeader:
         return write_headers(self.root, {"t": stored})[0]
 
-    def run_matrix(self, stored: np.ndarray, **settings: Any) -> UnitResult:
+    def run_matrix(self, stored: np.ndarray, **settings: Any) -> tuple[MatrixRows, QuantRows]:
         unit = make_unit(self.header(stored), [plan_matrix(row_major(*stored.shape))])
-        return run_units([unit], make_work_settings(self.root, **settings))
+        return run_rows([unit], make_work_settings(self.root, **settings))
 
 
-class MatrixRows(UnitCase):
-    def test_hold_exactly_the_columns_of_the_tables(self) -> None:
-        result = self.run_matrix(normal_matrix(4, 64), schemes=[AFFINE_Q4])
-        schema = matrix_stats_schema(metric_columns(make_settings()))
-        self.assertEqual(set(result.matrix_rows[0]), set(schema.column_names))
-        missing = set(quant_sim_schema().column_names) - set(result.quant_rows[0])
-        self.assertEqual(missing, set())
-
-    def test_tell_where_the_matrix_comes_from(self) -> None:
-        header = self.header(normal_matrix(4, 6, "bfloat16"))
-        matrix = plan_matrix(
-            row_major(2, 6, 12), derived_tensor="t::up", layer=9, proj="up_proj", expert_id=-1,
-            is_shared_expert=True,
-        )  # fmt: skip
-        row = run_units([make_unit(header, [matrix])], make_work_settings(self.root)).matrix_rows[0]
-        expected = {
-            "file": "model.safetensors", "source_tensor": "t", "derived_tensor": "t::up",
-            "layer": 9, "block4": 2, "proj": "up_proj", "expert_id": -1,
-            "is_routed_expert": False, "is_shared_expert": True, "rows": 2, "cols": 6,
-            "dtype": "bfloat16", "stack": "", "extracted_via": "rule:r", "encoding": "plain",
-            "layout_evidence": "rule",
-        }  # fmt: skip
-        self.assertEqual({name: row[name] for name in expected}, expected)
-
-    def test_name_their_stack_only_where_the_checkpoint_has_several(self) -> None:
-        header = self.header(normal_matrix(2, 32))
-        unit = make_unit(header, [plan_matrix(row_major(2, 32), stack="encoder")])
-        settings = make_work_settings(self.root, schemes=[AFFINE_Q4])
-        for several, stack in ((False, ""), (True, "encoder")):
-            result = run_units([unit], replace(settings, has_several_stacks=several))
-            self.assertEqual(
-                [row["stack"] for row in (*result.matrix_rows, *result.quant_rows)], [stack] * 2
-            )
-
-    def test_have_no_block_without_a_layer(self) -> None:
-        for layer, block4 in ((-1, None), (0, 0), (3, 0), (4, 1), (11, 2)):
-            header = self.header(normal_matrix(2, 2))
-            unit = make_unit(header, [plan_matrix(row_major(2, 2), layer=layer)])
-            row = run_units([unit], make_work_settings(self.root)).matrix_rows[0]
-            self.assertEqual(row["block4"], block4)
-
-    def test_hold_the_numbers_of_the_stored_matrix_in_every_dtype(self) -> None:
+class MeasuredValues(UnitCase):
+    def test_are_those_of_the_stored_matrix_in_every_dtype(self) -> None:
         for dtype in DTYPES:
             stored = normal_matrix(6, 64, dtype)
-            row = self.run_matrix(stored).matrix_rows[0]
+            ((row,), _quant_rows) = self.run_matrix(stored)
             with self.subTest(dtype=dtype):
                 self.assertEqual(row["dtype"], dtype)
                 assert_close(self, row, slow_statistics(stored, eps=1e-12, group_sizes=(32, 64)))
 
-    def test_read_only_the_units_own_elements(self) -> None:
+    def test_do_not_depend_on_how_the_matrix_lies(self) -> None:
+        stored = normal_matrix(64, 96, "bfloat16")
+        (expected,), _none = self.run_matrix(np.ascontiguousarray(stored.T))
+        view = MatrixView(offset=0, rows=96, cols=64, row_stride=1, col_stride=96)
+        unit = make_unit(self.header(stored), [plan_matrix(view)])
+        for constants in ({}, {"SHARED_NBYTES": 0, "BLOCK_NBYTES": 300, "BAND_NBYTES": 999}):
+            with mock.patch.multiple(matrix_blocks, **constants) if constants else mock.MagicMock():
+                (row,), _none = run_rows([unit], make_work_settings(self.root))
+            self.assertEqual(dict(row), dict(expected))
+
+    def test_do_not_depend_on_the_blocks_in_any_dtype(self) -> None:
+        for dtype in DTYPES:
+            unit = make_unit(
+                self.header(normal_matrix(50, 64, dtype)), [plan_matrix(row_major(50, 64))]
+            )
+            settings = make_work_settings(self.root, schemes=[AFFINE_Q4, MXFP4])
+            expected = content_of([run_units([unit], settings)])
+            for nbytes in (1, 1000):
+                with mock.patch.object(matrix_blocks, "BLOCK_NBYTES", nbytes):
+                    self.assertEqual(content_of([run_units([unit], settings)]), expected)
+
+    def test_are_of_the_units_own_elements(self) -> None:
         bank = normal_matrix(3 * 4, 32).reshape(3, 4, 32)
         units = bank_units(write_headers(self.root, {"bank": bank}))
-        rows = run_units(units, make_work_settings(self.root)).matrix_rows
+        rows, _quant_rows = run_rows(units, make_work_settings(self.root))
         for expert, row in enumerate(rows):
-            self.assertEqual(
-                {name: row[name] for name in measure(bank[expert])}, measure(bank[expert])
-            )
+            expected = measure(bank[expert])
+            self.assertEqual({name: row[name] for name in expected}, expected)
 
     def test_take_percentiles_from_a_sample_when_asked(self) -> None:
         stored = normal_matrix(8, 64)
-        row = self.run_matrix(stored, sample_per_matrix=20, sample_seed=5).matrix_rows[0]
+        (row,), _quant_rows = self.run_matrix(stored, sample_per_matrix=20, sample_seed=5)
         drawn = np.random.default_rng(5).choice(512, size=20, replace=False)
         expected = np.percentile(np.abs(stored.reshape(-1)[drawn].astype(np.float64)), 50)
         self.assertEqual(row["p50_abs"], expected)
-        self.assertTrue((self.root / "sampled_indices" / "idx_N512_k20_seed5.npy").is_file())
-
-    def test_carry_a_digest_of_the_bits_and_whether_they_are_all_the_same(self) -> None:
-        for stored, is_constant in (
-            (matrix_of([[2.0, 2.0]]), True),
-            (matrix_of([[0.0, -0.0]]), False),
-        ):
-            result = self.run_matrix(stored)
-            digest = hashlib.blake2b(stored.tobytes(), digest_size=16).hexdigest()
-            self.assertEqual((result.digests, result.constant), ([digest], [is_constant]))
 
     def test_are_not_made_from_a_shard_that_was_cut_short(self) -> None:
         header = self.header(normal_matrix(8, 64))
@@ -203,61 +104,170 @@ class MatrixRows(UnitCase):
             )
 
 
-class QuantRows(UnitCase):
-    def test_hold_the_numbers_of_mlx_in_the_stored_dtype(self) -> None:
+class AdditiveMetrics(UnitCase):
+    def test_equal_numpy_in_every_dtype(self) -> None:
+        for dtype in DTYPES:
+            stored = normal_matrix(40, 64, dtype)
+            stored[3, :7] = 0
+            (row,), _quant_rows = self.run_matrix(stored)
+            exact = stored.astype(np.longdouble)
+            centred = exact - exact.mean()
+            norms = [np.sqrt((exact**2).sum(axis=axis)) for axis in (1, 0)]
+            rms = np.sqrt((exact**2).mean())
+            expected = {
+                "kurtosis": float((centred**4).mean() / (centred**2).mean() ** 2 - 3),
+                "crest": float(np.abs(exact).max() / rms),
+                "aimer": float(np.abs(exact).mean() / rms),
+                "frobenius": float(np.sqrt((exact**2).sum())),
+                **{
+                    f"{side}_norm_cv": float(norm.std() / norm.mean())
+                    for side, norm in zip(("row", "col"), norms, strict=True)
+                },
+                **{
+                    f"{side}_norm_max_over_median": float(norm.max() / np.median(norm))
+                    for side, norm in zip(("row", "col"), norms, strict=True)
+                },
+            }
+            width = stored.dtype.itemsize
+            codes = np.unique(stored.view(f"u{width}")).size if width == 2 else None
+            with self.subTest(dtype=dtype):
+                assert_close(self, row, expected, relative=1e-11)
+                self.assertEqual((row["n_zero"], row["n_nan"], row["n_inf"]), (7, 0, 0))
+                self.assertEqual(row["n_distinct"], codes)
+
+    def test_that_are_not_chosen_are_not_measured_but_findings_have_their_counts(self) -> None:
+        stored = matrix_of([[np.nan, np.inf, 0.0] + [1.0] * 29])
+        (row,), _quant_rows = self.run_matrix(stored, metrics=frozenset({"crest"}))
+        self.assertIn("crest", row.keys())
+        self.assertFalse({"n_nan", "n_inf", "n_zero", "aimer"} & set(row))
+        self.assertEqual([row[name] for name in ("n_nan", "n_inf", "n_zero")], [1, 1, 1])
+        with self.assertRaises(KeyError):
+            row["aimer"]
+
+
+class Identity(UnitCase):
+    def test_is_equal_for_equal_bits_of_one_shape_alone(self) -> None:
+        random = normal_matrix(4, 32)
+        zeros = np.zeros((4, 32), dtype=np.float32)
+        stored = {
+            "a": random, "b": random, "turned": random.reshape(8, 16), "zeros": zeros,
+            "minus": -zeros, "half": random.astype(np.float16),
+        }  # fmt: skip
+        units = [
+            make_unit(header, [plan_matrix(row_major(*header.shape))])
+            for header in write_headers(self.root, stored)
+        ]
+        result = run_units(units, make_work_settings(self.root))
+        prints = dict(zip(stored, result.fingerprints, strict=True))
+        self.assertEqual(prints["a"], prints["b"])
+        self.assertEqual(len(set(prints.values())), 5)
+        self.assertEqual(result.constant, [False, False, False, True, True, False])
+
+
+class SimulatedValues(UnitCase):
+    def test_are_those_of_mlx_in_the_stored_dtype_by_either_backend(self) -> None:
         for dtype in ("bfloat16", "float16", "float32"):
             stored = normal_matrix(4, 64, dtype)
-            rows = self.run_matrix(stored, schemes=[AFFINE_Q4, MXFP4]).quant_rows
-            self.assertEqual([row["scheme"] for row in rows], ["affine_q4_g32", "mxfp4_g32"])
-            for row, (mode, bits, size) in zip(
-                rows, [("affine", 4, 32), ("mxfp4", 4, 32)], strict=True
-            ):
-                facts = {"mode": mode, "bits": bits, "group_size": size, "error": None,
-                         "backend": "mlx", "quant_dtype": dtype}  # fmt: skip
-                self.assertEqual({name: row[name] for name in facts}, facts)
-                expected = mlx_statistics(stored, mode=mode, bits=bits, group_size=size, eps=1e-12)
-                assert_close(self, row, expected)
+            for backend in ("mlx", "native"):
+                _rows, quant_rows = self.run_matrix(
+                    stored, schemes=[AFFINE_Q4, MXFP4], backend=backend
+                )
+                for row, (mode, size) in zip(
+                    quant_rows, [("affine", 32), ("mxfp4", 32)], strict=True
+                ):
+                    facts = {"mode": mode, "bits": 4, "group_size": size, "error": None,
+                             "backend": backend, "quant_dtype": dtype}  # fmt: skip
+                    self.assertEqual({name: row[name] for name in facts}, facts)
+                    expected = mlx_statistics(stored, mode=mode, bits=4, group_size=size, eps=1e-12)
+                    assert_close(self, row, expected)
 
     def test_of_float64_are_quantised_as_float32(self) -> None:
         stored = normal_matrix(4, 64, "float64")
-        row = self.run_matrix(stored, schemes=[AFFINE_Q4]).quant_rows[0]
-        narrow = stored.astype(np.float32)
+        _rows, (row,) = self.run_matrix(stored, schemes=[AFFINE_Q4])
         self.assertEqual(row["quant_dtype"], "float32")
+        narrow = stored.astype(np.float32)
         expected = mlx_statistics(narrow, mode="affine", bits=4, group_size=32, eps=1e-12)
         assert_close(self, row, expected)
 
     def test_of_float64_beyond_float32_are_errors_without_a_warning(self) -> None:
-        stored = matrix_of([[1e39] * 32], "float64")
-        with warnings.catch_warnings():
+        stored = np.vstack([np.ones((9, 32)), np.full((1, 32), 1e39)])
+        with (
+            warnings.catch_warnings(),
+            mock.patch.object(matrix_blocks, "BLOCK_NBYTES", 32 * 8),
+        ):
             warnings.simplefilter("error")
-            result = self.run_matrix(stored, schemes=[AFFINE_Q4])
-        self.assertEqual(result.matrix_rows[0]["max_abs"], 1e39)
+            (row,), (quant_row,) = self.run_matrix(stored, schemes=[AFFINE_Q4])
+        self.assertEqual(row["max_abs"], 1e39)
         self.assertEqual(
-            result.quant_rows[0]["error"],
-            "OverflowError: a float64 weight is beyond the range of float32",
+            quant_row["error"], "OverflowError: a float64 weight is beyond the range of float32"
         )
-        self.assertIsNone(result.quant_rows[0]["w_rel_fro"])
+        self.assertIsNone(quant_row["w_rel_fro"])
 
     def test_of_weights_that_are_not_finite_say_how_many(self) -> None:
-        stored = matrix_of([[np.nan, np.inf, -np.inf] + [1.0] * 29])
-        result = self.run_matrix(stored, schemes=[AFFINE_Q4, MXFP4])
-        self.assertEqual(
-            [row["error"] for row in result.quant_rows], ["NonFiniteWeights: 1 NaN, 2 Inf"] * 2
-        )
-        for row in result.quant_rows:
-            self.assertEqual([row["w_rel_fro"], row["w_rel_max"], row["scale_mean"]], [None] * 3)
-        counts = {name: result.matrix_rows[0][name] for name in ("n_nan", "n_inf", "n_zero")}
-        self.assertEqual(counts, {"n_nan": 1, "n_inf": 2, "n_zero": 0})
-        self.assertIsNone(result.matrix_rows[0]["mean"])
+        for dtype in DTYPES:
+            stored = matrix_of([[np.nan, np.inf, -np.inf] + [1.0] * 29] * 2, dtype)
+            (row,), quant_rows = self.run_matrix(stored, schemes=[AFFINE_Q4, MXFP4])
+            for quant_row in quant_rows:
+                self.assertEqual(quant_row["error"], "NonFiniteWeights: 2 NaN, 4 Inf")
+                for name in ("w_rel_fro", "w_rel_max", "scale_mean", "n_saturated", "cosine"):
+                    self.assertIsNone(quant_row[name])
+            counts = {name: row[name] for name in ("n_nan", "n_inf", "n_zero")}
+            self.assertEqual(counts, {"n_nan": 2, "n_inf": 4, "n_zero": 0})
+            self.assertIsNone(row["mean"])
 
     def test_of_a_failing_scheme_stand_beside_those_of_the_others(self) -> None:
-        rows = self.run_matrix(normal_matrix(4, 48), schemes=[AFFINE_Q4]).quant_rows
-        self.assertIn("ValueError: ", str(rows[0]["error"]))
-        self.assertIn("group size 32", str(rows[0]["error"]))
+        wide = replace(AFFINE_Q4, name="wide", group_size=64)
+        unknown = replace(AFFINE_Q4, name="unknown", mode="zz")
+        schemes = [wide, AFFINE_Q4, unknown]
+        _rows, quant_rows = self.run_matrix(normal_matrix(4, 96), schemes=schemes)
+        self.assertEqual([row["scheme"] for row in quant_rows], ["wide", AFFINE_Q4.name, "unknown"])
+        self.assertRegex(str(quant_rows[0]["error"]), "^ValueError: .*group size 64")
+        self.assertIsNone(quant_rows[1]["error"])
+        self.assertRegex(str(quant_rows[2]["error"]), "^ValueError: .*'zz'")
+        self.assertEqual([row["scheme"] for row in quant_rows.failed()], ["wide", "unknown"])
 
     def test_are_absent_without_schemes_and_mlx_is_not_imported(self) -> None:
         with mock.patch.dict(sys.modules, dict.fromkeys(["mlx", "mlx.core"])):
-            self.assertEqual(self.run_matrix(normal_matrix(4, 64)).quant_rows, [])
+            _rows, quant_rows = self.run_matrix(normal_matrix(4, 64))
+        self.assertEqual(len(quant_rows), 0)
+
+    def test_are_in_float32_for_codes_that_were_decoded(self) -> None:
+        for dtype, expected in (
+            (np.float32, "float32"), (np.float64, "float32"), (np.float16, "float16"),
+            (ml_dtypes.bfloat16, "bfloat16"),
+        ):  # fmt: skip
+            header = self.header(np.zeros((2, 2), dtype=dtype))
+            unit = make_unit(header, [plan_matrix(row_major(2, 2))])
+            self.assertEqual(quantised_dtype(unit), expected)
+            encoded = WorkUnit(
+                source=StoredTensor(name="t", encoding="fp8", header=header, shape=(2, 2)),
+                extracted_via="rule:r",
+                layout_evidence="rule",
+                start=0,
+                stop=4,
+                matrices=unit.matrices,
+            )
+            self.assertEqual(quantised_dtype(encoded), "float32")
+
+
+class Stopping(UnitCase):
+    def test_ends_at_the_next_block(self) -> None:
+        unit = make_unit(self.header(normal_matrix(8, 64)), [plan_matrix(row_major(8, 64))])
+        settings = make_work_settings(self.root)
+        stopping = threading.Event()
+        stopping.set()
+        with mock.patch.object(work, "STOPPING", stopping), self.assertRaises(StoppedError):
+            run_units([unit], settings)
+        self.assertEqual(len(run_units([unit], settings).measured), 1)
+
+    def test_gives_memory_back(self) -> None:
+        unit = make_unit(self.header(normal_matrix(8, 64)), [plan_matrix(row_major(8, 64))])
+        settings = make_work_settings(self.root, memory_nbytes=10)  # one unit at a time
+        with mock.patch.object(work, "_until_stopped", side_effect=StoppedError):
+            for _time in range(2):
+                with self.assertRaises(StoppedError):
+                    run_units([unit], settings)
+        self.assertEqual(len(run_units([unit], settings).measured), 1)
 
 
 class Seam(UnitCase):
@@ -266,6 +276,14 @@ class Seam(UnitCase):
         settings = make_work_settings(self.root, schemes=[AFFINE_Q4])
         sent_units, sent_settings = pickle.loads(pickle.dumps((units, settings)))
         self.assertEqual((sent_units, sent_settings), (units, settings))
-        result = run_units(sent_units, sent_settings)
-        returned = pickle.loads(pickle.dumps(result))
-        self.assertEqual(returned, run_units(units, settings))
+        returned = pickle.loads(pickle.dumps(run_units(sent_units, sent_settings)))
+        self.assertEqual(content_of([returned]), content_of([run_units(units, settings)]))
+
+    def test_gives_arrays_of_the_right_width_for_no_units(self) -> None:
+        settings = make_work_settings(self.root, schemes=[AFFINE_Q4])
+        rows, quant_rows = run_rows([], settings)
+        self.assertEqual((len(rows), len(quant_rows)), (0, 0))
+
+
+if __name__ == "__main__":
+    unittest.main()

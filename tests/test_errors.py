@@ -24,6 +24,7 @@ from moe_weights.errors import (
     ShardIndexError,
     UnsupportedDtypeError,
     UsageError,
+    WorkerError,
 )
 from tests.support.command_line import run_command
 
@@ -33,6 +34,7 @@ CODES: dict[type[MoeWeightsError], int] = {
     UsageError: 2,
     ConfigError: 2,
     BackendUnavailableError: 2,
+    WorkerError: 1,
     ShardIndexError: 3,
     ExtractionError: 4,
     LayoutError: 4,
@@ -89,6 +91,7 @@ class EveryError(unittest.TestCase):
             CheckpointError: ValueError,
             UnsupportedDtypeError: TypeError,
             BackendUnavailableError: RuntimeError,
+            WorkerError: RuntimeError,
             OutputError: OSError,
         }.items():
             self.assertTrue(issubclass(kind, built_in), kind)

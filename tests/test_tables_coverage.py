@@ -37,14 +37,14 @@ class CoverageTable(unittest.TestCase):
             {
                 NAME.format(0, 0, "gate_proj"): (32, 64),
                 NAME.format(0, 0, "down_proj"): (64, 32),
-                "mtp.layers.0.mlp.experts.0.up_proj.weight": (32, 64),
+                "encoder.layers.0.mlp.experts.0.up_proj.weight": (32, 64),
             }
         )
         table = coverage_table(plan_headers(headers, model_config=DECLARED).coverage)
         self.assertEqual(
             list(zip(*(table.values[name] for name in COVERAGE_SCHEMA.column_names), strict=True)),
             [
-                ("mtp", 0, "up_proj", None, 1, None, (32, 64), "unknown"),
+                ("encoder", 0, "up_proj", None, 1, None, (32, 64), "unknown"),
                 ("text", 0, "gate_proj", 1, 1, (32, 64), (32, 64), "complete"),
                 ("text", 0, "up_proj", 1, 0, (32, 64), None, "missing"),
                 ("text", 0, "down_proj", 1, 1, (64, 32), (64, 32), "complete"),

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import unittest
 
+from moe_weights.quantize.error import EXTRA_COLUMNS
 from moe_weights.tables.quant_sim import quant_sim_schema, quant_sim_table
 
 
 def row(**cells: object) -> dict[str, object]:
     return {
-        **dict.fromkeys(quant_sim_schema().column_names),
+        **dict.fromkeys(quant_sim_schema(EXTRA_COLUMNS).column_names),
         "layer": 0,
         "proj": "gate_proj",
         "expert_id": 0,
@@ -20,17 +21,24 @@ def row(**cells: object) -> dict[str, object]:
 class Columns(unittest.TestCase):
     def test_are_the_contracts_then_the_additive_ones(self) -> None:
         self.assertEqual(
-            ", ".join(quant_sim_schema().column_names),
+            ", ".join(quant_sim_schema(EXTRA_COLUMNS).column_names),
             "file, source_tensor, derived_tensor, layer, block4, proj, expert_id, "
             "is_shared_expert, rows, cols, scheme, mode, bits, group_size, w_rel_fro, w_rel_max, "
-            "scale_mean, scale_max, bias_mean, bias_max, error, scale_abs_max, backend, "
-            "quant_dtype, stack, extracted_via, encoding, layout_evidence",
+            "scale_mean, scale_max, bias_mean, bias_max, error, scale_abs_max, sqnr_db, cosine, "
+            "n_saturated, n_zero_scale, bits_per_weight, backend, quant_dtype, stack, "
+            "extracted_via, encoding, layout_evidence",
         )
 
+    def test_are_without_the_additive_numbers_that_nobody_chose(self) -> None:
+        extra = [column for column in EXTRA_COLUMNS if column.name == "cosine"]
+        names = quant_sim_schema(extra).column_names
+        self.assertEqual(names[21:25], ("scale_abs_max", "cosine", "backend", "quant_dtype"))
+        self.assertNotIn("sqnr_db", names)
+
     def test_are_all_there_with_no_rows(self) -> None:
-        table = quant_sim_table([], ["q4"])
+        table = quant_sim_table([], ["q4"], EXTRA_COLUMNS)
         self.assertEqual(table.n_rows, 0)
-        self.assertEqual(tuple(table.values), quant_sim_schema().column_names)
+        self.assertEqual(tuple(table.values), quant_sim_schema(EXTRA_COLUMNS).column_names)
         self.assertNotIn("expert_id_in_bank", table.values)
 
 
@@ -42,7 +50,7 @@ class Order(unittest.TestCase):
             for expert in (10, 2)
             for layer in (1, 0)
         ]
-        table = quant_sim_table(rows, ["c", "a", "b"])
+        table = quant_sim_table(rows, ["c", "a", "b"], EXTRA_COLUMNS)
         found = zip(
             table.values["layer"], table.values["expert_id"], table.values["scheme"], strict=True
         )

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_weights.errors import CheckpointError, InvalidDataError, MoeWeightsError
+from moe_weights.tables.json_object import load_json_object
 from moe_weights.tables.reader import (
     LocatedTable,
-    load_json_object,
     locate_table,
     read_table_file,
     require_columns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moe_weights.audit.coverage_ledger import coverage_line
+from moe_weights.audit.run_health import MemoryUse
 from moe_weights.checkpoint.locate import index_ignored_line
 from moe_weights.checkpoint.model_config import console_line
 from moe_weights.commands.collected_artifacts import ArtifactWriter
@@ -34,7 +35,11 @@ def say_survey(survey: Survey, reporter: Reporter) -> None:
 
 
 def say_summary(
-    writer: ArtifactWriter, survey: Survey, findings: Sequence[Finding], duration: float
+    writer: ArtifactWriter,
+    survey: Survey,
+    findings: Sequence[Finding],
+    duration: float,
+    memory: MemoryUse,
 ) -> None:
     """Say what was written, what deserves a look and what comes next.
 
@@ -43,6 +48,7 @@ def say_summary(
         survey: Knows what was expected and found.
         findings: All warnings of the run.
         duration: Wall time of the command, seconds.
+        memory: What the process took.
     """
     reporter, rows = writer.reporter, writer.rows
     coverage = survey.plan.coverage
@@ -51,6 +57,11 @@ def say_summary(
     else:
         reporter.say("collect", coverage_line(coverage))
     reporter.say("collect", f"finished in {duration:.1f} s: {writer.run.path}")
+    reporter.say(
+        "collect",
+        f"peak memory {format_bytes(memory.peak)}, {format_bytes(memory.beyond_baseline)} beyond "
+        "interpreter and libraries",
+    )
     for name in ("tensor_inventory", "matrix_stats", "quant_sim", "unmatched_tensors"):
         if name in rows:
             reporter.say("collect", f"{name} rows: {rows[name]} ({writer.path_of(name)})")

@@ -77,11 +77,13 @@ def _write_config(run: RunDirectory, model_path: str, reporter: Reporter) -> Non
                 "to collect_data",
             )
         return
-    if model_path and not Path(model_path).exists():
-        reporter.warn(f"[warn] model_path does not exist yet: {model_path}")
     # The template's own key order is the order in which a person reads it.
     template = template_config(model_path)
-    preset = _find_preset(model_path, reporter) if model_path else None
+    preset = None
+    if model_path and Path(model_path).exists():
+        preset = _find_preset(model_path, reporter)
+    elif model_path:
+        reporter.warn(f"[warn] model_path does not exist yet: {model_path}")
     if preset is not None:
         template["parsing"]["preset"] = preset  # type: ignore[index] # an object
     text = json.dumps(template, indent=2, ensure_ascii=False) + "\n"

@@ -1,38 +1,51 @@
 """Finished work on disk: what a killed run leaves and the next one takes.
 
-A part holds the rows of one batch of units, written atomically under a fingerprint of everything
-the rows depend on: the shards, the effective config, the packages and this code. Parts of another
-fingerprint, parts of other units and damaged parts are never used.
+A part holds the numbers of some finished batches, written atomically in a folder that bears the
+fingerprint of everything they depend on: the shards, what describes them, the effective config, the
+packages and this code. Damaged parts, and those of another fingerprint, are never used.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.metadata
 import json
 import shutil
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 import moe_weights
 from moe_weights.atomic_files import JsonValue, write_text_atomic
 from moe_weights.checkpoint.headers import FileIdentity
-from moe_weights.commands.work import UnitResult
+from moe_weights.commands.work import COUNTS, UnitResult
 from moe_weights.errors import OutputError
-from moe_weights.extract.work_unit import TARGET_UNIT_BYTES, WorkUnit
+from moe_weights.extract.work_unit import WorkUnit
 
+# One batch is what a worker is given at a time: long enough for the way there and back, short
+# enough to be lost.
+_BATCH_NBYTES = 64 * 2**20
 _MAX_UNITS_PER_BATCH = 256
-_NUMERIC_PACKAGES = ("numpy", "ml-dtypes", "mlx")
+# A kill loses about this much work, and what the workers had begun.
+_SECONDS_BETWEEN_PARTS = 1.0
+_NUMERIC_PACKAGES = ("numpy", "ml-dtypes", "numba", "mlx")
+_ABOUT = "about.json"
+_PART_NAMES = "part-*.json"
 
 
 def batch_units(units: Sequence[WorkUnit]) -> list[tuple[WorkUnit, ...]]:
-    """Cut units into batches of about `TARGET_UNIT_BYTES`, in order; one batch is one part."""
+    """Cut units into batches of about 64 MiB, in order."""
     batches: list[tuple[WorkUnit, ...]] = []
     members: list[WorkUnit] = []
     nbytes = 0
     for unit in units:
         if members and (
-            nbytes + unit.nbytes > TARGET_UNIT_BYTES or len(members) == _MAX_UNITS_PER_BATCH
+            nbytes + unit.nbytes > _BATCH_NBYTES or len(members) == _MAX_UNITS_PER_BATCH
         ):
             batches.append(tuple(members))
             members, nbytes = [], 0
@@ -43,101 +56,190 @@ def batch_units(units: Sequence[WorkUnit]) -> list[tuple[WorkUnit, ...]]:
     return batches
 
 
-def run_fingerprint(
-    identities: Iterable[FileIdentity], effective_config: dict[str, JsonValue]
-) -> str:
-    """Return a digest of everything that the rows of a run depend on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Digests of everything that the numbers of a run depend on.
 
-    Args:
-        identities: Path, size, mtime and header hash of each scanned shard.
-        effective_config: The config with all defaults and overrides.
+    Attributes:
+        checkpoint: The shards, and the files that say what they mean.
+        config: The effective config and what it led to on this machine.
+        code: This package and the packages it computes with.
     """
-    content = {
-        "files": [
+
+    checkpoint: str
+    config: str
+    code: str
+
+    @classmethod
+    def of(
+        cls, identities: Iterable[FileIdentity], described_by: JsonValue, config: JsonValue
+    ) -> Fingerprint:
+        """Compute the digests.
+
+        Args:
+            identities: Path, size, mtime and header hash of each scanned shard.
+            described_by: Content of config.json, quantisation block and index.
+            config: The config with all defaults and overrides, and what was made of it.
+        """
+        files = [
             [identity.file, identity.size, identity.mtime_ns, identity.header_sha256]
             for identity in identities
-        ],
-        # Insertion order stays: the order of proj_aliases is part of the config's meaning.
-        "config": effective_config,
-        "packages": {name: _version(name) for name in _NUMERIC_PACKAGES},
-        "code": _code_digest(),
-    }
-    return _sha256(json.dumps(content))[:32]
+        ]
+        packages = {name: _version(name) for name in _NUMERIC_PACKAGES}
+        return cls(
+            # Insertion order stays: the order of proj_aliases is part of the config's meaning.
+            checkpoint=_sha256(json.dumps([files, described_by])),
+            config=_sha256(json.dumps(config)),
+            code=_sha256(json.dumps([packages, code_digest()])),
+        )
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its parts."""
+        return _sha256(self.checkpoint + self.config + self.code)[:32]
+
+    def changes_since(self, other: dict[str, str]) -> list[str]:
+        """Return which digests differ from those that an earlier run wrote down."""
+        own = self.as_json()
+        return [name for name in own if own[name] != other.get(name)]
+
+    def as_json(self) -> dict[str, str]:
+        """Return the digests by name."""
+        return {"checkpoint": self.checkpoint, "config": self.config, "code": self.code}
 
 
 class PartStore:
-    """The parts of one fingerprint, numbered by batch."""
+    """The finished batches of one fingerprint, by their number in the plan."""
 
-    def __init__(self, parts_path: Path, fingerprint: str) -> None:
+    def __init__(self, parts_path: Path, fingerprint: Fingerprint) -> None:
         """Name the folder; nothing is read yet.
 
         Args:
             parts_path: Folder of all parts of the run.
-            fingerprint: See `run_fingerprint`.
+            fingerprint: Of this run.
         """
         self._parts_path = parts_path
-        self._folder = parts_path / fingerprint
+        self._fingerprint = fingerprint
+        self._folder = parts_path / fingerprint.folder
+        self._pending: dict[int, UnitResult] = {}
+        self._written_at = time.monotonic()
 
-    def discard_others(self) -> int:
-        """Remove parts of other fingerprints; return how many fingerprints that were."""
-        if not self._parts_path.is_dir():
-            return 0
-        others = [path for path in self._parts_path.iterdir() if path != self._folder]
-        for path in others:
-            _remove_tree(path)
-        return len(others)
+    def discard_others(self) -> list[str] | None:
+        """Remove parts of other fingerprints.
 
-    def load(self, number: int, batch: Sequence[WorkUnit]) -> UnitResult | None:
-        """Return a committed part; None when there is none that is whole and of this batch.
-
-        Args:
-            number: Place of the batch in the plan.
-            batch: Its units; a part of other units (another plan) is not taken.
+        Returns:
+            What has changed since they were made; None when there were none.
         """
-        try:
-            part = json.loads(self._path(number).read_text(encoding="utf-8"))
-            content = part["content"]
-            if part["sha256"] != _sha256(json.dumps(content)):
-                return None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            # Missing, or damaged (a file system that lost writes): measured again, then replaced.
+        if not self._parts_path.is_dir():
             return None
-        if content.pop("units") != _units_digest(batch):
-            return None
-        return UnitResult(**content)
+        changes: list[str] | None = None
+        for path in sorted(self._parts_path.iterdir()):
+            if path == self._folder:
+                continue
+            try:
+                about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+                found = self._fingerprint.changes_since(about)
+            except (OSError, ValueError, TypeError, AttributeError):
+                found = ["checkpoint, config or code"]
+            changes = list(dict.fromkeys([*(changes or []), *found]))
+            _remove_tree(path)
+        return changes
 
-    def commit(self, number: int, batch: Sequence[WorkUnit], result: UnitResult) -> None:
-        """Write a part, whole or not at all.
+    def load(self) -> dict[int, UnitResult]:
+        """Return the finished batches that are whole; damaged parts are measured again."""
+        found: dict[int, UnitResult] = {}
+        for path in sorted(self._folder.glob(_PART_NAMES)):
+            try:
+                part = json.loads(path.read_text(encoding="utf-8"))
+                content = part["content"]
+                if part["sha256"] != _sha256(json.dumps(content)):
+                    continue
+                found |= {int(number): _from_json(batch) for number, batch in content.items()}
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                continue  # a file system that lost writes
+        return found
+
+    def commit(self, number: int, result: UnitResult) -> None:
+        """Keep a finished batch; it is on disk after a second, or after `flush`.
 
         Args:
             number: Place of the batch in the plan.
-            batch: Its units.
-            result: Their rows.
+            result: Its numbers.
+
+        Raises:
+            OutputError: a part cannot be written.
+        """
+        self._pending[number] = result
+        if time.monotonic() - self._written_at >= _SECONDS_BETWEEN_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet, whole or not at all.
 
         Raises:
             OutputError: it cannot be written.
         """
-        content = json.dumps(
-            {
-                "units": _units_digest(batch),
-                "matrix_rows": result.matrix_rows,
-                "quant_rows": result.quant_rows,
-                "digests": result.digests,
-                "constant": result.constant,
-            },
-            allow_nan=False,
-        )
-        # Dumping what was loaded from JSON gives the same text, so the digest can be checked.
-        part = f'{{"sha256": "{_sha256(content)}", "content": {content}}}\n'
-        write_text_atomic(self._path(number), part)
+        if self._pending:
+            if not (self._folder / _ABOUT).exists():
+                write_text_atomic(
+                    self._folder / _ABOUT, json.dumps(self._fingerprint.as_json()) + "\n"
+                )
+            batches = {str(number): _to_json(batch) for number, batch in self._pending.items()}
+            content = json.dumps(batches, allow_nan=False)
+            # Dumping what was loaded from JSON gives the same text, so the digest can be checked.
+            part = f'{{"sha256": "{_sha256(content)}", "content": {content}}}\n'
+            # Numbers are never written twice within a run, so the first one names the part.
+            write_text_atomic(self._folder / f"part-{min(self._pending):07d}.json", part)
+            self._pending.clear()
+        self._written_at = time.monotonic()
 
     def discard(self) -> None:
-        """Remove all parts, after their rows stand in the tables."""
+        """Remove all parts, of every fingerprint."""
+        self._pending.clear()
         if self._parts_path.is_dir():
             _remove_tree(self._parts_path)
 
-    def _path(self, number: int) -> Path:
-        return self._folder / f"part-{number:07d}.json"
+
+def code_digest() -> str:
+    """Return a digest of this package's sources."""
+    digest = hashlib.sha256()
+    root = Path(moe_weights.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _to_json(result: UnitResult) -> JsonValue:
+    return {
+        "measured": _array_to_json(result.measured),
+        "simulated": _array_to_json(result.simulated),
+        "errors": result.errors,
+        "counts": [[int(count) for count in counts] for counts in result.counts],
+        "fingerprints": result.fingerprints,
+        "constant": result.constant,
+    }
+
+
+def _from_json(content: dict[str, list[str]]) -> UnitResult:
+    return UnitResult(
+        measured=_array_from_json(content["measured"]),
+        simulated=_array_from_json(content["simulated"]),
+        errors=list(content["errors"]),
+        counts=np.array(content["counts"], dtype=np.int64).reshape(-1, len(COUNTS)),
+        fingerprints=list(content["fingerprints"]),
+        constant=[bool(is_constant) for is_constant in content["constant"]],
+    )
+
+
+def _array_to_json(array: NDArray[np.float64]) -> JsonValue:
+    return [list(array.shape), base64.b64encode(array.astype("<f8").tobytes()).decode("ascii")]
+
+
+def _array_from_json(content: Sequence[object]) -> NDArray[np.float64]:
+    shape, text = content
+    values = np.frombuffer(base64.b64decode(str(text)), dtype="<f8")
+    return values.reshape(tuple(shape)).astype(np.float64)  # type: ignore[arg-type]
 
 
 def _remove_tree(path: Path) -> None:
@@ -150,11 +252,6 @@ def _remove_tree(path: Path) -> None:
         raise OutputError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
 
 
-def _units_digest(batch: Sequence[WorkUnit]) -> str:
-    # The plan also depends on config.json and the index, which the fingerprint does not cover.
-    return _sha256(repr(tuple(batch)))
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -164,12 +261,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _code_digest() -> str:
-    digest = hashlib.sha256()
-    root = Path(moe_weights.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

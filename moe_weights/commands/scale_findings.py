@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
+from moe_weights.checkpoint.tensor_reader import open_tensor
 from moe_weights.columns import Row
 from moe_weights.decode.raw_array import view_raw
+from moe_weights.decode.scale_codes import nan_codes
 from moe_weights.extract.work_unit import WorkUnit
 from moe_weights.findings import Finding, FindingKind, name_some
 
 _FLOAT_CODES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E8M0"})
+_PIECE_NBYTES = 2**20  # a whole number of every dtype
 
 
 def scale_findings(rows: Iterable[Row], units: Sequence[WorkUnit], root: Path) -> list[Finding]:
@@ -30,15 +34,15 @@ def scale_findings(rows: Iterable[Row], units: Sequence[WorkUnit], root: Path) -
     """
     damaged = {(row["file"], row["source_tensor"]) for row in rows if row["n_nan"] or row["n_inf"]}
     companions = {
-        header.name: (role, header)
+        header.name: (unit.source.encoding, role, header)
         for unit in units
         if (unit.source.header.file, unit.source.header.name) in damaged
         for role, header in unit.source.companions
     }
     scales = [
         header
-        for _name, (role, header) in sorted(companions.items())
-        if _is_damaged(role, header, root)
+        for _name, (encoding, role, header) in sorted(companions.items())
+        if _is_damaged(encoding, role, header, root)
     ]
     if not scales:
         return []
@@ -54,10 +58,27 @@ def scale_findings(rows: Iterable[Row], units: Sequence[WorkUnit], root: Path) -
     ]
 
 
-def _is_damaged(role: str, header: TensorHeader, root: Path) -> bool:
-    values = view_raw(read_tensor_bytes(root, header, 0, header.nbytes), header.dtype_code)
-    if header.dtype_code == "U8":  # of scales, E8M0 or E4M3 codes: 255 is NaN in both
-        return role == "scale" and bool((values == 255).any())
-    if header.dtype_code not in _FLOAT_CODES:
+def _is_damaged(encoding: str, role: str, header: TensorHeader, root: Path) -> bool:
+    is_damaged = _damage_test(encoding, role, header.dtype_code)
+    if is_damaged is None:
         return False
-    return not bool(np.isfinite(values.astype(np.float64)).all())
+    with open_tensor(root, header) as stored:
+        for start in range(0, header.nbytes, _PIECE_NBYTES):
+            raw = stored.read(start, min(start + _PIECE_NBYTES, header.nbytes))
+            if is_damaged(view_raw(raw, header.dtype_code)):
+                return True
+    return False
+
+
+def _damage_test(
+    encoding: str, role: str, dtype_code: str
+) -> Callable[[NDArray[Any]], bool] | None:
+    """Return what tells a piece with NaN or Inf; None where there can be none."""
+    if dtype_code == "U8":
+        codes = nan_codes(encoding, role)
+        return (lambda values: bool(np.isin(values, codes).any())) if codes else None
+    if dtype_code not in _FLOAT_CODES:
+        return None
+    # Not all types of ml_dtypes know isfinite; float32 holds each of their values.
+    wide = np.float64 if dtype_code == "F64" else np.float32
+    return lambda values: not bool(np.isfinite(values.astype(wide)).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe_weights.atomic_files import JsonValue
@@ -16,11 +16,11 @@ from moe_weights.checkpoint.model_config import ModelConfig, load_model_config
 from moe_weights.checkpoint.quantization_config import find_quantization
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
+from moe_weights.commands.paused_collector import collector_paused
 from moe_weights.config.load import LoadedConfig
 from moe_weights.config.preset import choose_preset
 from moe_weights.decode.resolve import resolve_encodings
 from moe_weights.decode.stored_tensor import EncodingContext
-from moe_weights.errors import CheckpointError
 from moe_weights.extract.copies import set_copies_apart
 from moe_weights.extract.plan import ExtractionPlan, plan_extraction
 from moe_weights.extract.refusals import VOID16
@@ -39,6 +39,7 @@ class Survey:
         headers: Every tensor of them, in scan order.
         model_config: The checkpoint's config.json, or None.
         report: The index held against the headers; None when no index was used.
+        quantization: What the model's files say about how its weights are quantised.
         preset: Name of the preset in use, or None.
         plan: What will be measured.
         findings: All warnings so far, in a fixed order.
@@ -48,11 +49,13 @@ class Survey:
     headers: tuple[TensorHeader, ...]
     model_config: ModelConfig | None
     report: IndexReport | None
+    quantization: Mapping[str, object]
     preset: str | None
     plan: ExtractionPlan
     findings: tuple[Finding, ...]
 
 
+@collector_paused()
 def survey_checkpoint(loaded: LoadedConfig) -> Survey:
     """Read index, headers and config.json and make the plan.
 
@@ -63,6 +66,9 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
         ConfigError: there is no preset of the name that the config gives.
     """
     config = loaded.config
+    if config.parsing.preset not in {None, "auto"}:
+        # A misspelt name must not cost a walk over a thousand shards.
+        choose_preset(config.parsing.preset, None, source=str(loaded.source))
     files = locate_checkpoint(
         config.model_path,
         extensions=config.scan.extensions,
@@ -74,7 +80,7 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
     headers = found.tensors
     if config.parsing.npz_void16 == "bfloat16":
         headers = tuple(
-            replace(header, dtype_code="BF16") if header.dtype_code == VOID16 else header
+            header._replace(dtype_code="BF16") if header.dtype_code == VOID16 else header
             for header in headers
         )
     model_config: ModelConfig | None = None
@@ -85,8 +91,7 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
     raw = model_config.raw if model_config is not None else None
     index = files.index.index
     report = compare_index(files, index, headers) if files.index.used_for_scan and index else None
-    counted = [header for header in headers if (header.file, header.name) not in found.shadowed]
-    kept, copies = set_copies_apart(counted)
+    kept, copies = set_copies_apart(found.without_shadowed(headers))
     expectation = expect_experts(raw)
     preset = choose_preset(config.parsing.preset, raw, source=str(loaded.source))
     preset_findings = _other_preset_findings(config.parsing.preset, raw)
@@ -97,12 +102,15 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
         hidden_sizes=expectation.hidden_sizes,
     )
     resolution = resolve_encodings(kept, context)
-    plan = plan_extraction(resolution, config, expectation, preset=preset, copies=copies)
+    plan = plan_extraction(
+        resolution, config, expectation, scanned=kept, preset=preset, copies=copies
+    )
     return Survey(
         files=files,
         headers=headers,
         model_config=model_config,
         report=report,
+        quantization=context.quantization,
         preset=preset.name if preset is not None else None,
         plan=plan,
         findings=(
@@ -137,10 +145,6 @@ def _other_preset_findings(
     )
 
 
-def _read_small(root: Path, header: TensorHeader) -> bytes:
-    if header.nbytes > _MAX_METADATA_BYTES:
-        raise CheckpointError(
-            f'{header.file}: "{header.name}" should describe another tensor and has '
-            f"{header.nbytes} bytes; at most {_MAX_METADATA_BYTES} are read for a description"
-        )
-    return bytes(read_tensor_bytes(root, header, 0, header.nbytes))
+def _read_small(root: Path, header: TensorHeader) -> bytes | None:
+    is_small = header.nbytes <= _MAX_METADATA_BYTES
+    return bytes(read_tensor_bytes(root, header, 0, header.nbytes)) if is_small else None

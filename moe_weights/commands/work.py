@@ -1,35 +1,61 @@
-"""One work unit: its bytes are read once and every matrix in it becomes rows."""
+"""One work unit: every matrix in it is read block by block and becomes numbers."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from moe_weights.checkpoint.dtype_codes import dtype_name
-from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.checkpoint.tensor_reader import read_tensor_bytes
-from moe_weights.columns import Cell
-from moe_weights.decode.raw_array import view_raw
-from moe_weights.decode.resolve import decode_parts
-from moe_weights.decode.stored_tensor import StoredTensor, is_cut_with_experts
+from moe_weights.columns import Cell, Row
+from moe_weights.commands.encoded_unit import EncodedUnit
+from moe_weights.commands.matrix_blocks import PlainUnit
+from moe_weights.commands.memory import MemoryBudget
+from moe_weights.commands.unit_memory import unit_nbytes
+from moe_weights.errors import CheckpointError
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit
-from moe_weights.measure.matrix_metrics import measure_matrix
+from moe_weights.measure.matrix_measurement import MatrixMeasurement
+from moe_weights.measure.matrix_meter import MatrixMeter
+from moe_weights.measure.metric_table import metric_columns
+from moe_weights.measure.sampling import sample_indices
 from moe_weights.measure.settings import MeasureSettings
-from moe_weights.quantize.mlx_backend import DeviceName, MlxBackend
+from moe_weights.quantize.choose_backend import BackendChoice
+from moe_weights.quantize.error import NUMBER_COLUMNS
 from moe_weights.quantize.round_trip import SchemeSpec
-from moe_weights.quantize.simulate import as_quantised_dtype, not_simulated, simulate_scheme
-from moe_weights.tables.matrix_stats import block4_of
+from moe_weights.quantize.simulate import SchemeMeter, as_quantised_dtype, not_simulated
 
-MutableRow = dict[str, Cell]
+
+class StopFlag(Protocol):
+    """Says whether the process is about to end."""
+
+    def is_set(self) -> bool:
+        """Tell whether it is."""
+
+    def set(self) -> None:
+        """Say that it is."""
+
+    def clear(self) -> None:
+        """Say that it is not."""
+
+
+class StoppedError(Exception):
+    """The process is about to end; what was begun is left undone."""
+
+
+# What is always counted, whatever columns are chosen.
+COUNTS = ("n_zero", "n_nan", "n_inf")
+
+# Set by the process that is interrupted; its threads stop at their next block.
+STOPPING: StopFlag = threading.Event()
+
+_OPENING_BUDGET = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,42 +65,49 @@ class WorkSettings:
     Attributes:
         root: Model directory.
         measure: How matrices are measured.
-        sample_folder: Cache of drawn indices.
         schemes: What is simulated; empty when nothing is.
-        has_several_stacks: Rows name their stack; with one stack the column stays empty.
-        device: MLX device.
+        backends: What quantises each scheme and dtype.
+        memory_nbytes: Bytes of weights that the workers of one process may hold together.
+        scratch_folder: Where deflated `.npz` members are inflated to; where it does not exist, the
+            system's folder for temporary files serves.
     """
 
     root: Path
     measure: MeasureSettings
-    sample_folder: Path
     schemes: tuple[SchemeSpec, ...]
-    device: DeviceName
-    has_several_stacks: bool = False
+    backends: BackendChoice
+    memory_nbytes: int
+    scratch_folder: Path
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnitResult:
-    """The rows of some units.
+    """The numbers of some units, in the order of their matrices.
 
     Attributes:
-        matrix_rows: One per matrix, all columns of matrix_stats.
-        quant_rows: One per matrix and scheme, all columns of quant_sim.
-        digests: One per matrix, in the order of `matrix_rows`: a digest of its shape-free values.
+        measured: (matrices, metrics) float64 in the order of `metric_columns`; NaN for null. Counts
+            are below 2**53, so they are exact.
+        simulated: (matrices * schemes, numbers) float64 in the order of `NUMBER_COLUMNS`; NaN for
+            null; all schemes of the first matrix, then of the second.
+        errors: One per row of `simulated`: why there are no numbers, or None.
+        counts: (matrices, 3) int64: elements that are zero, NaN, infinite; see `COUNTS`.
+        fingerprints: One per matrix: equal for equal weights, see `MatrixMeter`.
         constant: One per matrix: all elements have the same bits.
     """
 
-    matrix_rows: list[MutableRow] = field(default_factory=list)
-    quant_rows: list[MutableRow] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    constant: list[bool] = field(default_factory=list)
+    measured: NDArray[np.float64]
+    simulated: NDArray[np.float64]
+    errors: list[str | None]
+    counts: NDArray[np.int64]
+    fingerprints: list[str]
+    constant: list[bool]
 
-    def extend(self, other: UnitResult) -> None:
-        """Append another result."""
-        self.matrix_rows += other.matrix_rows
-        self.quant_rows += other.quant_rows
-        self.digests += other.digests
-        self.constant += other.constant
+
+class _Source(Protocol):
+    """The matrices of one unit."""
+
+    def blocks(self, view: MatrixView) -> Iterator[NDArray[Any]]: ...
+    def code_blocks(self, view: MatrixView) -> Iterator[NDArray[Any]]: ...
 
 
 def run_units(units: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
@@ -82,135 +115,138 @@ def run_units(units: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
 
     Raises:
         CheckpointError: a shard cannot be read.
-        OutputError: the cache of drawn indices cannot be written.
+        OutputError: there is no room to inflate a member of an `.npz` file.
+        StoppedError: the process is stopping.
     """
-    result = UnitResult()
+    metrics = [column.name for column in metric_columns(settings.measure)]
+    numbers = [column.name for column in NUMBER_COLUMNS]
+    measured: list[list[float]] = []
+    simulated: list[list[float]] = []
+    errors: list[str | None] = []
+    counts: list[tuple[int, int, int]] = []
+    fingerprints: list[str] = []
+    constant: list[bool] = []
+    budget = _budget(settings.memory_nbytes)
     for unit in units:
-        _run_unit(unit, settings, result)
-    return result
-
-
-def _run_unit(unit: WorkUnit, settings: WorkSettings, result: UnitResult) -> None:
-    flat = _decode_unit(unit, settings.root)
-    for planned in unit.matrices:
-        matrix = matrix_at(flat, planned.view)
-        keys = _key_cells(unit, planned, planned.stack if settings.has_several_stacks else "")
-        values = measure_matrix(matrix, settings.measure, settings.sample_folder)
-        result.matrix_rows.append(keys | values)
-        bits = matrix.view(f"u{matrix.dtype.itemsize}")
-        result.digests.append(hashlib.blake2b(bits.data, digest_size=16).hexdigest())
-        result.constant.append(bool((bits == bits[0, 0]).all()))
-        if settings.schemes:
-            result.quant_rows += _simulate(matrix, keys, values, settings)
-
-
-def _decode_unit(unit: WorkUnit, root: Path) -> NDArray[Any]:
-    """Return the decoded elements `unit.start` to `unit.stop` of the tensor, flat."""
-    source = unit.source
-    if source.encoding == "plain":
-        header = source.header
-        width = header.nbytes // header.n_elements
-        raw = read_tensor_bytes(root, header, unit.start * width, unit.stop * width)
-        return view_raw(raw, header.dtype_code)
-    per_entry = source.n_elements // source.shape[0]
-    first, last = unit.start // per_entry, -(-unit.stop // per_entry)
-    parts = {
-        role: _read_part(root, role, header, source, first, last) for role, header in source.parts
-    }
-    return decode_parts(source, parts).reshape(-1)
-
-
-def _read_part(
-    root: Path, role: str, header: TensorHeader, source: StoredTensor, first: int, last: int
-) -> NDArray[Any]:
-    """Read a stored part, cut to entries of the first axis where it has that axis."""
-    shape = header.shape
-    if (first, last) != (0, source.shape[0]) and is_cut_with_experts(role, header, source):
-        per_entry = header.nbytes // shape[0]
-        raw = read_tensor_bytes(root, header, first * per_entry, last * per_entry)
-        shape = (last - first, *shape[1:])
-    else:
-        raw = read_tensor_bytes(root, header, 0, header.nbytes)
-    return view_raw(raw, header.dtype_code).reshape(shape)
-
-
-def matrix_at(flat: NDArray[Any], view: MatrixView) -> NDArray[Any]:
-    """Return one matrix (R, C), contiguous and aligned; a copy where it is not stored that way.
-
-    Args:
-        flat: (n,) stored elements, from the first one of the view's unit on.
-        view: Place of the matrix among them.
-
-    Raises:
-        ValueError: the view reaches beyond the elements.
-    """
-    if view.offset < 0 or view.stop > flat.size:
-        raise ValueError(f"{view} does not lie within {flat.size} elements")
-    width = flat.dtype.itemsize
-    strided = as_strided(
-        flat[view.offset :],
-        shape=(view.rows, view.cols),
-        strides=(view.row_stride * width, view.col_stride * width),
-        writeable=False,
+        with budget.take(unit_nbytes(unit, settings.measure)):
+            source = _open(unit, settings)
+            for planned in unit.matrices:
+                measurement, rows = _run_matrix(source, planned, settings)
+                measured.append(_as_floats(measurement.values, metrics))
+                counts.append((measurement.n_zero, measurement.n_nan, measurement.n_inf))
+                fingerprints.append(measurement.fingerprint)
+                constant.append(measurement.is_constant)
+                for row in rows:
+                    simulated.append(_as_floats(row, numbers))
+                    error = row["error"]
+                    errors.append(None if error is None else str(error))
+    return UnitResult(
+        measured=np.array(measured, dtype=np.float64).reshape(len(measured), len(metrics)),
+        simulated=np.array(simulated, dtype=np.float64).reshape(len(simulated), len(numbers)),
+        errors=errors,
+        counts=np.array(counts, dtype=np.int64).reshape(len(counts), len(COUNTS)),
+        fingerprints=fingerprints,
+        constant=constant,
     )
-    return np.require(strided, requirements=["C", "A"])
 
 
-def _key_cells(unit: WorkUnit, planned: PlannedMatrix, stack: str) -> MutableRow:
-    header = unit.source.header
-    return {
-        "file": header.file,
-        "source_tensor": header.name,
-        "derived_tensor": planned.derived_tensor,
-        "layer": planned.layer,
-        "block4": block4_of(planned.layer),
-        "proj": planned.proj,
-        "expert_id": planned.expert_id,
-        "is_routed_expert": planned.is_routed_expert,
-        "is_shared_expert": planned.is_shared_expert,
-        "rows": planned.view.rows,
-        "cols": planned.view.cols,
-        "dtype": dtype_name(header.dtype_code),
-        "stack": stack,
-        "extracted_via": unit.extracted_via,
-        "encoding": unit.source.encoding,
-        "layout_evidence": unit.layout_evidence,
-    }
+def quantised_dtype(unit: WorkUnit) -> str:
+    """Return the name of the dtype in which the matrices of a unit are quantised."""
+    if unit.source.encoding != "plain":
+        return "float32"
+    return {"BF16": "bfloat16", "F16": "float16"}.get(unit.source.header.dtype_code, "float32")
 
 
-def _simulate(
-    matrix: NDArray[Any], keys: MutableRow, values: MutableRow, settings: WorkSettings
-) -> list[MutableRow]:
+def _open(unit: WorkUnit, settings: WorkSettings) -> _Source:
+    folder = settings.scratch_folder if settings.scratch_folder.is_dir() else None
+    if unit.source.encoding == "plain":
+        return PlainUnit(unit, settings.root, folder)
+    return EncodedUnit(unit, settings.root, folder)
+
+
+def _run_matrix(
+    source: _Source, planned: PlannedMatrix, settings: WorkSettings
+) -> tuple[MatrixMeasurement, list[Row]]:
+    view = planned.view
+    meter: MatrixMeter | None = None
+    schemes: list[SchemeMeter] = []
+    overflows = False
+    for block in _until_stopped(source.blocks(view)):
+        if meter is None:
+            meter = MatrixMeter(
+                view.rows, view.cols, block.dtype, settings.measure, _sampled(view, settings)
+            )
+        meter.add(block)
+        if not settings.schemes:
+            continue
+        with np.errstate(over="ignore"):
+            weights = as_quantised_dtype(block)
+        if weights.dtype != block.dtype:
+            overflows = overflows or not np.isfinite(weights).all()
+        if not schemes:
+            schemes = [
+                _scheme_meter(view, weights.dtype, scheme, settings) for scheme in settings.schemes
+            ]
+        for scheme in schemes:
+            scheme.add(weights)
+    assert meter is not None  # a plan has no matrix without rows
+    try:
+        while meter.needs_another_pass:
+            for block in _until_stopped(source.blocks(view)):
+                meter.add_again(block)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(
+            f"{planned.derived_tensor}: {error}; the file changed while it was read: let its "
+            "writer finish, then run again"
+        ) from error
+    metrics = settings.measure.metrics
+    if metrics is None or "n_distinct" in metrics:
+        for codes in _until_stopped(source.code_blocks(view)):
+            meter.add_codes(codes)
+    measurement = meter.finish()
     cause = ""
-    if values["n_nan"] or values["n_inf"]:
-        cause = f"NonFiniteWeights: {values['n_nan']} NaN, {values['n_inf']} Inf"
-    with np.errstate(over="ignore"):
-        weights = as_quantised_dtype(matrix)
-    if not cause and weights.dtype != matrix.dtype and not np.isfinite(weights).all():
+    if measurement.n_nan or measurement.n_inf:
+        cause = f"NonFiniteWeights: {measurement.n_nan} NaN, {measurement.n_inf} Inf"
+    elif overflows:
         cause = "OverflowError: a float64 weight is beyond the range of float32"
-    backend = _backend(settings.device)
-    rows = []
-    for scheme in settings.schemes:
-        numbers = (
-            not_simulated(cause)
-            if cause
-            else simulate_scheme(weights, scheme, backend, settings.measure.eps)
-        )
-        rows.append(
-            keys
-            | numbers
-            | {
-                "scheme": scheme.name,
-                "mode": scheme.mode,
-                "bits": scheme.bits,
-                "group_size": scheme.group_size,
-                "backend": backend.name,
-                "quant_dtype": weights.dtype.name,
-            }
-        )
-    return rows
+    rows: list[Row] = [not_simulated(cause) if cause else scheme.finish() for scheme in schemes]
+    return measurement, rows
 
 
-@lru_cache(maxsize=2)
-def _backend(device: DeviceName) -> MlxBackend:
-    return MlxBackend(device)
+def _scheme_meter(
+    view: MatrixView, dtype: np.dtype[Any], scheme: SchemeSpec, settings: WorkSettings
+) -> SchemeMeter:
+    backend = settings.backends.backend(scheme.name, dtype.name)
+    return SchemeMeter(view.rows, view.cols, dtype, scheme, backend, settings.measure.eps)
+
+
+def _sampled(view: MatrixView, settings: WorkSettings) -> NDArray[np.int64] | None:
+    measure = settings.measure
+    if measure.sample_per_matrix is None or measure.sample_per_matrix >= view.rows * view.cols:
+        return None
+    return sample_indices(view.rows * view.cols, measure.sample_per_matrix, measure.sample_seed)
+
+
+def _until_stopped(blocks: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    for block in blocks:
+        if STOPPING.is_set():
+            raise StoppedError
+        yield block
+
+
+def _as_floats(row: Row | dict[str, Cell], names: Sequence[str]) -> list[float]:
+    cells = [row[name] for name in names]
+    return [math.nan if cell is None else float(cell) for cell in cells]  # type: ignore[arg-type]
+
+
+def _budget(nbytes: int) -> MemoryBudget:
+    """Return the one that all threads of this process share."""
+    with _OPENING_BUDGET:
+        return _open_budget(nbytes)
+
+
+@lru_cache(maxsize=1)
+def _open_budget(nbytes: int) -> MemoryBudget:
+    return MemoryBudget(nbytes)

@@ -12,12 +12,14 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from moe_weights.columns import Cell
+
+if TYPE_CHECKING:  # collecting data reads no table, and starts faster without
+    import pandas as pd
 
 # Columns that hold text even where every value looks like a number (a scheme named "4", a tensor
 # named "7").
@@ -93,6 +95,8 @@ def parse_csv(text: str) -> pd.DataFrame:
         ValueError: broken quoting, a row of another length than the header, a column name that
             occurs twice.
     """
+    import pandas as pd
+
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
@@ -129,6 +133,8 @@ def _cell_text(cell: Cell) -> str:
 
 
 def _typed_column(name: str, cells: Sequence[str]) -> pd.Series:
+    import pandas as pd
+
     distinct = set(cells) - {""}
     if name not in TEXT_COLUMNS:
         if not distinct:

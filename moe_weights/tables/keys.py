@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from moe_weights.columns import Cell, Column
 from moe_weights.errors import InvalidDataError
+
+if TYPE_CHECKING:  # collecting data reads no table, and starts faster without
+    import pandas as pd
 
 LAYERS_PER_BLOCK = 4
 PROJ_ORDER = ("gate_proj", "up_proj", "down_proj")
@@ -101,6 +104,8 @@ def with_block4(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     Raises:
         InvalidDataError: `layer` holds something else than integers.
     """
+    import pandas as pd
+
     if "block4" in frame.columns:
         return frame
     block4 = [
@@ -144,6 +149,8 @@ def has_several_stacks(frames: Iterable[pd.DataFrame]) -> bool:
 
     A null is an empty name: CSV has one form for both.
     """
+    import pandas as pd
+
     stacks: set[str] = set()
     for frame in frames:
         if "stack" in frame.columns:

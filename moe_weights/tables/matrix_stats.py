@@ -45,7 +45,7 @@ def matrix_stats_schema(metrics: Sequence[Column]) -> TableSchema:
 
 def matrix_stats_table(metrics: Sequence[Column], rows: Sequence[Row]) -> Table:
     """Return the table of all matrices, ordered by stack, layer, projection, expert, name, file."""
-    return Table.from_rows(matrix_stats_schema(metrics), sorted(rows, key=matrix_sort_key))
+    return Table.over_rows(matrix_stats_schema(metrics), sorted(rows, key=matrix_sort_key))
 
 
 def matrix_sort_key(row: Row) -> tuple[object, ...]:

@@ -27,25 +27,39 @@ _COLUMNS = (
     *ERROR_COLUMNS,
     Column("error", "string", "why there are no numbers, <Type>: <message>; null on success"),
     SCALE_ABS_MAX,
-    Column("backend", "string", "what quantised: mlx"),
+)
+_PROVENANCE = (
+    Column(
+        "backend",
+        "string",
+        "what quantised: mlx; native_verified, equal to MLX bit for bit at the start of the run; "
+        "or native, not compared",
+    ),
     Column("quant_dtype", "string", "dtype in which the matrix was quantised"),
     *PROVENANCE_COLUMNS,
 )
 
 
-def quant_sim_schema() -> TableSchema:
-    """Return the columns of quant_sim."""
+def quant_sim_schema(extra: Sequence[Column]) -> TableSchema:
+    """Return the columns of quant_sim.
+
+    Args:
+        extra: Additive numbers, in order.
+    """
     # CONTRACT SURFACE: data/quant_sim.*
-    return TableSchema("quant_sim", _COLUMNS)
+    return TableSchema("quant_sim", (*_COLUMNS, *extra, *_PROVENANCE))
 
 
-def quant_sim_table(rows: Sequence[Row], scheme_names: Sequence[str]) -> Table:
+def quant_sim_table(
+    rows: Sequence[Row], scheme_names: Sequence[str], extra: Sequence[Column]
+) -> Table:
     """Return the table of all simulations, ordered as matrix_stats, then by scheme.
 
     Args:
         rows: One per matrix and scheme.
         scheme_names: In the order of the config.
+        extra: Additive numbers, in order.
     """
     rank = {name: position for position, name in enumerate(scheme_names)}
     ordered = sorted(rows, key=lambda row: (*matrix_sort_key(row), rank[str(row["scheme"])]))
-    return Table.from_rows(quant_sim_schema(), ordered)
+    return Table.over_rows(quant_sim_schema(extra), ordered)

@@ -7,7 +7,6 @@ counts as zero rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,14 +15,13 @@ from typing import Literal, TypeAlias, cast
 import numpy as np
 import pandas as pd
 
-from moe_weights.atomic_files import JsonValue
 from moe_weights.errors import CheckpointError, InvalidDataError
 from moe_weights.run_directory import RunDirectory
 from moe_weights.tables.csv_format import parse_csv
+from moe_weights.tables.json_object import JsonObject, describe_cause, load_json_object
 from moe_weights.tables.writer import SUFFIXES, table_file
 
 TableFolder: TypeAlias = Literal["data", "tables", "logs"]
-JsonObject: TypeAlias = dict[str, JsonValue]
 
 MANIFEST_NAMES: dict[TableFolder, str] = {
     "data": "write_manifest.json",
@@ -49,26 +47,6 @@ class LocatedTable:
 
     path: Path
     manifest_rows: int | None
-
-
-def load_json_object(path: Path) -> JsonObject:
-    """Read a JSON object of a run.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, not JSON or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot read {path}: {_cause(error)}; run the command that writes it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"cannot read {path}: it holds {type(value).__name__}, not an object; "
-            "run the command that writes it again"
-        )
-    return value
 
 
 def manifest_entries(run: RunDirectory, folder: TableFolder) -> dict[str, JsonObject] | None:
@@ -151,9 +129,9 @@ def read_table_file(path: Path) -> pd.DataFrame:
         advice = (
             "install pyarrow, or set output.format to csv and run the command that writes it again"
         )
-        raise CheckpointError(f"cannot read {path}: {_cause(error)}; {advice}") from error
+        raise CheckpointError(f"cannot read {path}: {describe_cause(error)}; {advice}") from error
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:
-        raise CheckpointError(f"cannot read {path}: {_cause(error)}; {advice}") from error
+        raise CheckpointError(f"cannot read {path}: {describe_cause(error)}; {advice}") from error
     return pd.DataFrame({str(name): _plain_series(frame[name]) for name in frame.columns})
 
 
@@ -205,9 +183,3 @@ def _plain_object(cell: object) -> object:
         return cell.tolist()
     is_null = cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell))
     return None if is_null else cell
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

@@ -1,6 +1,6 @@
 """How does a declared table become a file, whole and with its full schema?
 
-1. Cells are checked against the declared types; NaN becomes null, Inf is refused.
+1. Cells are checked against the declared types, column by column; NaN becomes null, Inf is refused.
 2. Parquet is encoded in memory, so that a failure there is a failure of the backend and falls back
    to CSV.
 3. The bytes are written atomically; a failure there is a failure of the disk and ends the command.
@@ -89,19 +89,19 @@ def write_table(
         OutputError: the file cannot be written; it is as it was before.
     """
     # CONTRACT SURFACE: data/*, tables/*, logs/*.{parquet|csv}, one file per stem
-    values = checked_values(table)
     encoded: bytes | None = None
     error: str | None = None
     if requested_format == "parquet":
         try:
-            encoded = _encode_parquet(table, values, compression)
+            encoded = _encode_parquet(table, compression)
+        except (InvalidDataError, _CellTypeError):
+            raise
         except Exception as failure:
-            # W-152: Parquet degrades for any reason; the cells are already checked, so this hides
-            # no bad value.
+            # W-152: Parquet degrades for any reason but a bad value.
             error = f"{type(failure).__name__}: {failure}"
     written_format: TableFormat = "csv" if encoded is None else "parquet"
     if encoded is None:
-        encoded = format_csv(values).encode("utf-8")
+        encoded = format_csv(checked_values(table)).encode("utf-8")
     path = table_file(stem, written_format)
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded)
@@ -138,23 +138,24 @@ def checked_values(table: Table) -> dict[str, list[Cell]]:
         InvalidDataError: a float is infinite; names table, column and row (from 0).
         TypeError: a cell is not of its column's type, or columns differ in length.
     """
-    checked: dict[str, list[Cell]] = {}
-    for column in table.schema.columns:
-        cells = table.values[column.name]
-        if len(cells) != table.n_rows:
-            raise TypeError(
-                f"{table.schema.name}.{column.name} has {len(cells)} cells, the table has "
-                f"{table.n_rows} rows"
-            )
-        where = f"{table.schema.name}.{column.name}"
-        if not set(map(type, cells)) <= _EXACT_TYPES[column.dtype]:
-            cells = [None if cell is None else _plain_cell(cell, column, where) for cell in cells]
-        if column.dtype == "float64":
-            cells = _finite_or_null(cells, where)
-        elif column.dtype == "string":
-            cells = _encodable(cells)
-        checked[column.name] = cells
-    return checked
+    n_rows = table.n_rows
+    return {column.name: _checked_cells(table, column, n_rows) for column in table.schema.columns}
+
+
+class _CellTypeError(TypeError):
+    """A cell is not what its column declares; never a reason to fall back to CSV."""
+
+
+def _checked_cells(table: Table, column: Column, n_rows: int) -> list[Cell]:
+    cells = table.values[column.name]
+    where = f"{table.schema.name}.{column.name}"
+    if len(cells) != n_rows:
+        raise _CellTypeError(f"{where} has {len(cells)} cells, the table has {n_rows} rows")
+    if not set(map(type, cells)) <= _EXACT_TYPES[column.dtype]:
+        cells = [None if cell is None else _plain_cell(cell, column, where) for cell in cells]
+    if column.dtype == "float64":
+        return _finite_or_null(cells, where)
+    return _encodable(cells) if column.dtype == "string" else cells
 
 
 def _plain_cell(cell: object, column: Column, where: str) -> Cell:
@@ -169,7 +170,7 @@ def _plain_cell(cell: object, column: Column, where: str) -> Cell:
         return float(cell)
     if column.dtype == "list<int64>" and isinstance(cell, tuple | list):
         return tuple(operator.index(length) for length in cell)
-    raise TypeError(f"{where} is declared {column.dtype} but holds {cell!r}")
+    raise _CellTypeError(f"{where} is declared {column.dtype} but holds {cell!r}")
 
 
 def _finite_or_null(cells: list[Cell], where: str) -> list[Cell]:
@@ -200,7 +201,7 @@ def _encodable(cells: list[Cell]) -> list[Cell]:
     return cells
 
 
-def _encode_parquet(table: Table, values: dict[str, list[Cell]], compression: str | None) -> bytes:
+def _encode_parquet(table: Table, compression: str | None) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -221,7 +222,11 @@ def _encode_parquet(table: Table, values: dict[str, list[Cell]], compression: st
             for column in table.schema.columns
         ]
     )
-    arrays = [pa.array(values[field.name], type=field.type) for field in schema]
+    n_rows = table.n_rows
+    arrays = [  # one column's cells at a time: a large model's rows would not fit as Python objects
+        pa.array(_checked_cells(table, column, n_rows), type=field.type)
+        for column, field in zip(table.schema.columns, schema, strict=True)
+    ]
     sink = pa.BufferOutputStream()
     # Stubs list the codecs they know; which ones exist is for the library to say.
     codec: Any = compression or "none"

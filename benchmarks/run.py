@@ -1,0 +1,289 @@
+"""How fast is it here? One table of ratios, all measured in this one run, on data made by itself.
+
+`make bench` runs this. Each figure is a median of several runs; the two sides of every ratio are
+measured one after the other, because machines have moods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+from checkpoints import BYTES_PER_LAYER, write_bf16, write_headers_only
+from commands import Collected, collect, import_seconds, plan_seconds
+from numpy_statistics import mlx_and_numpy_errors, numpy_statistics
+
+from moe_weights.commands.collect_data import usable_cpus
+from moe_weights.quantize.native_backend import NativeBackend
+from moe_weights.quantize.round_trip import QuantBackend, SchemeSpec
+from moe_weights.quantize.simulate import SchemeMeter
+
+_SCHEMES = (
+    SchemeSpec(name="affine 4-bit g64", mode="affine", bits=4, group_size=64),
+    SchemeSpec(name="affine 8-bit g32", mode="affine", bits=8, group_size=32),
+    SchemeSpec(name="mxfp4", mode="mxfp4", bits=4, group_size=32),
+    SchemeSpec(name="mxfp8", mode="mxfp8", bits=8, group_size=32),
+    SchemeSpec(name="nvfp4", mode="nvfp4", bits=4, group_size=16),
+)
+_SCHEME_TARGETS = {"affine 4-bit g64": 20, "affine 8-bit g32": 20, "mxfp4": 40, "nvfp4": 40}
+_MATRIX = (1024, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        what: What was measured.
+        measured: Absolute figures.
+        ratio: The figure that carries over to other machines.
+        target: What it should be.
+    """
+
+    what: str
+    measured: str
+    ratio: str
+    target: str = ""
+
+
+def main() -> int:
+    """Measure and print the table.
+
+    Returns:
+        0.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each figure (default: 5)")
+    parser.add_argument(
+        "--layers", type=int, default=4, help="size 1x in layers of 288 MiB (default: 4)"
+    )
+    parser.add_argument("--folder", type=Path, help="where data is made (default: a temporary one)")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="moe-weights-bench-", dir=arguments.folder))
+    try:
+        lines = _measure(folder, arguments.repeat, arguments.layers)
+    finally:
+        shutil.rmtree(folder)
+    print(_machine())
+    print(_markdown(lines))
+    return 0
+
+
+def _measure(folder: Path, repeat: int, layers: int) -> list[Line]:
+    sizes = {1: layers, 2: 2 * layers, 4: 4 * layers}
+    models = {size: write_bf16(folder / f"model{size}", n) for size, n in sizes.items()}
+    runs = folder / "runs"
+    _say("warming up: kernels are compiled, data is in the page cache")
+    tiny = write_bf16(folder / "tiny", 1)
+    for model in (*models.values(), tiny):
+        collect(model, runs, simulate=model is tiny)
+    lines = _throughput(models, layers, runs, repeat)
+    lines += _schemes(repeat)
+    lines += _startup(folder, runs, repeat)
+    lines.append(_plan(folder, runs, repeat))
+    return lines
+
+
+def _throughput(models: dict[int, Path], layers: int, runs: Path, repeat: int) -> list[Line]:
+    _say("throughput of whole runs")
+    cpus = usable_cpus()
+    by_size: dict[int, list[Collected]] = {size: [] for size in models}
+    one_worker: dict[int, list[float]] = {1: [], 4: []}
+    memcpy: list[float] = []
+    plain: list[float] = []
+    for _ in range(repeat):
+        memcpy.append(_memcpy_rate())
+        plain.append(_numpy_rate())
+        for size, model in models.items():
+            by_size[size].append(collect(model, runs))
+        for size in one_worker:
+            one_worker[size].append(collect(models[size], runs, "--workers", "1").seconds)
+    seconds = {size: _median([run.seconds for run in found]) for size, found in by_size.items()}
+    step = layers * BYTES_PER_LAYER
+    rate = 3 * step / (seconds[4] - seconds[1])
+    single = 3 * step / (_median(one_worker[4]) - _median(one_worker[1]))
+    copy, reference = _median(memcpy), _median(plain)
+    early, late = (seconds[2] - seconds[1]) / step, (seconds[4] - seconds[2]) / (2 * step)
+    peaks = [run.peak_beyond_baseline for found in by_size.values() for run in found]
+    ceiling = by_size[1][0].max_memory
+    return [
+        Line("one-thread memcpy", _rate(copy), "1"),
+        Line(
+            f"matrix_stats, {cpus} workers, against memcpy",
+            _rate(rate),
+            f"{rate / copy:.2f}",
+            "at least 0.25",
+        ),
+        Line(
+            "matrix_stats against plain NumPy, same columns of the seed",
+            f"{_rate(rate)} and {_rate(reference)}",
+            f"{rate / reference:.0f}",
+            "at least 30",
+        ),
+        Line(
+            f"1 -> {cpus} workers",
+            f"{_rate(single)} and {_rate(rate)}",
+            f"{rate / single:.2f}",
+            "at least 1.7 for 2",
+        ),
+        Line(
+            "time per byte from 2x to 4x the size, against 1x to 2x",
+            f"{late * 1e9:.3f} and {early * 1e9:.3f} s/GB",
+            f"{late / early:.2f}",
+            "0.90 to 1.10",
+        ),
+        Line(
+            "peak memory beyond interpreter and libraries, against the ceiling",
+            f"{max(peaks) / 2**20:.0f} and {ceiling / 2**20:.0f} MiB",
+            f"{max(peaks) / ceiling:.2f}",
+            "at most 1",
+        ),
+    ]
+
+
+def _schemes(repeat: int) -> list[Line]:
+    _say("schemes against MLX")
+    rng = np.random.default_rng(1)
+    weights = rng.normal(scale=0.02, size=_MATRIX).astype(ml_dtypes.bfloat16)
+    native = NativeBackend()
+    lines = []
+    for scheme in _SCHEMES:
+
+        def row(backend: QuantBackend, scheme: SchemeSpec = scheme) -> None:
+            meter = SchemeMeter(*_MATRIX, weights.dtype, scheme, backend, 1e-12)
+            meter.add(weights)
+            if meter.finish()["error"] is not None:
+                raise RuntimeError(f"{scheme.name} failed")
+
+        def bare(scheme: SchemeSpec = scheme) -> None:
+            _quantise_and_back(weights, scheme)
+
+        def by_hand(scheme: SchemeSpec = scheme) -> None:
+            mlx_and_numpy_errors(weights, scheme.mode, scheme.bits, scheme.group_size)
+
+        row(native)
+        pairs = [(_seconds(lambda: row(native), 5), _seconds(by_hand)) for _ in range(repeat)]
+        bare_seconds = _median([_seconds(bare) for _ in range(repeat)])
+        fast, slow = _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
+        target = _SCHEME_TARGETS.get(scheme.name)
+        lines.append(
+            Line(
+                f"quant_sim {scheme.name}, one core, against MLX and NumPy",
+                f"{_rate(weights.nbytes / fast)} and {_rate(weights.nbytes / slow)}",
+                f"{slow / fast:.0f} ({bare_seconds / fast:.0f} against the bare round trip)",
+                f"at least {target}" if target else "",
+            )
+        )
+    return lines
+
+
+def _quantise_and_back(weights: np.ndarray, scheme: SchemeSpec) -> None:
+    options = {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
+    packed = mx.quantize(mx.array(weights), **options, stream=mx.cpu)
+    mx.eval(mx.dequantize(*packed, **options, stream=mx.cpu))
+
+
+def _startup(folder: Path, runs: Path, repeat: int) -> list[Line]:
+    _say("start-up")
+    tiny = write_headers_only(folder / "few", 6, n_files=1)
+    collect(tiny, runs, simulate=True)
+    pairs = [(collect(tiny, runs, simulate=True).seconds, import_seconds()) for _ in range(repeat)]
+    whole, imports = (_median(list(side)) for side in zip(*pairs, strict=True))
+    return [
+        Line(
+            "collect_data of six small matrices with 3 schemes, against importing its packages",
+            f"{whole:.2f} and {imports:.2f} s",
+            f"{whole / imports:.2f}",
+            "at most 2",
+        )
+    ]
+
+
+def _plan(folder: Path, runs: Path, repeat: int) -> Line:
+    _say("plan of 100 000 tensors")
+    model = write_headers_only(folder / "many", 100_000)
+    few = write_headers_only(folder / "few-to-plan", 6, n_files=1)
+    encoded = [_header_bytes(path) for path in sorted(model.glob("*.safetensors"))]
+
+    def parse() -> None:
+        for header in encoded:
+            json.loads(header)
+
+    plan_seconds(model, runs)
+    pairs = [
+        (plan_seconds(model, runs) - plan_seconds(few, runs), _seconds(parse))
+        for _ in range(repeat)
+    ]
+    plan, loads = (_median(list(side)) for side in zip(*pairs, strict=True))
+    return Line(
+        "plan of 100,000 tensors less that of six, against json.loads of the same headers",
+        f"{plan:.2f} and {loads:.2f} s",
+        f"{plan / loads:.1f}",
+        "under 10",
+    )
+
+
+def _header_bytes(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(int.from_bytes(stream.read(8), "little"))
+
+
+def _memcpy_rate() -> float:
+    source = np.ones(2**27, dtype=np.uint8)
+    target = np.empty_like(source)
+    np.copyto(target, source)
+    return source.nbytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(5))
+
+
+def _numpy_rate() -> float:
+    normal = np.random.default_rng(2).normal(scale=0.02, size=_MATRIX).astype(np.float32)
+    bits = (normal.view(np.uint32) >> 16).astype(np.uint16)
+    return bits.nbytes / min(_seconds(lambda: numpy_statistics(bits)) for _ in range(3))
+
+
+def _seconds(work: Callable[[], object], times: int = 1) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - started) / times
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def _rate(nbytes_per_second: float) -> str:
+    return f"{nbytes_per_second / 1e9:.2f} GB/s"
+
+
+def _machine() -> str:
+    return (
+        f"{usable_cpus()} CPUs, {platform.machine()}, {platform.system()}, Python "
+        f"{platform.python_version()}"
+    )
+
+
+def _markdown(lines: Sequence[Line]) -> str:
+    rows = [("what", "measured", "ratio", "target"), ("---",) * 4]
+    rows += [(line.what, line.measured, line.ratio, line.target) for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _say(text: str) -> None:
+    print(f"[bench] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
