@@ -124,8 +124,11 @@ def _commands() -> Iterator[str]:
             if isinstance(action, argparse._SubParsersAction):
                 rows += [_action_row(word, below) for word, below in action.choices.items()]
                 continue
-            option = action.option_strings[-1]
-            value = "" if action.nargs == 0 else f" {action.metavar or _value_name(action)}"
+            if action.option_strings:
+                option = action.option_strings[-1]
+                value = "" if action.nargs == 0 else f" {action.metavar or _value_name(action)}"
+            else:
+                option, value = str(action.metavar), ""
             meaning = (action.help or "") + (" (required)" if action.required else "")
             rows.append(("", code(option + value), escape(meaning)))
     return table(("command", "option", "meaning"), rows)

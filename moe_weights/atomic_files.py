@@ -91,6 +91,32 @@ def write_json_atomic(target: Path, value: JsonValue) -> None:
     write_text_atomic(target, to_json(value))
 
 
+def publish_folder(source: Path, target: Path) -> None:
+    """Make a finished folder appear under its name, with all its files, or not at all.
+
+    Args:
+        source: A folder on the same file system whose files are closed; they are flushed to disk.
+        target: Its name from now on; must not exist.
+
+    Raises:
+        FileExistsError: `target` exists; `source` is as before.
+        OutputError: the files cannot be flushed or the folder cannot be renamed.
+    """
+    try:
+        for path in source.iterdir():
+            with path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        _sync_folder(source)
+        if os.path.lexists(target):  # a rename would replace an empty folder
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        raise OutputError(_write_failure_message(target, error)) from error
+
+
 def remove_file(target: Path) -> None:
     """Remove `target` if it exists.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import moe_weights
+from moe_weights.cli_runtime import add_runtime_commands
 from moe_weights.errors import ExitCode, MoeWeightsError
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -86,6 +87,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_collect_data(commands)
     _add_build_tables(commands)
     _add_presets(commands)
+    add_runtime_commands(lambda *about: _add_command(commands, *about))
     return parser
 
 

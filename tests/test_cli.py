@@ -42,7 +42,10 @@ class Usage(unittest.TestCase):
             )  # fmt: skip
 
     def test_shows_help_with_exit_codes_for_each_command(self) -> None:
-        commands = ("init-run", "collect-data", "build-tables", "presets")
+        commands = (
+            *("init-run", "collect-data", "build-tables", "presets", "inspect"),
+            *("trace", "trace-model", "trace-sweep"),
+        )
         for command in ((), *((name,) for name in commands)):
             outcome = run_command(*command, "--help")
             self.assertEqual(outcome.code, 0)

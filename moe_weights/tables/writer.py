@@ -12,6 +12,7 @@ The only door to pyarrow.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from moe_weights.atomic_files import atomic_path, remove_file
-from moe_weights.columns import Cell, Column, Table
-from moe_weights.errors import InvalidDataError
+from moe_weights.columns import Cell, Column, Table, TableSchema
+from moe_weights.errors import BackendUnavailableError, InvalidDataError
 from moe_weights.run_directory import RunDirectory
 from moe_weights.tables.csv_format import format_csv
 
@@ -116,6 +117,49 @@ def write_table(
     )
 
 
+def write_parquet_stream(path: Path, tables: Iterable[Table], schema: TableSchema) -> int:
+    """Write one Parquet file from tables that come one after the other, one row group each.
+
+    Holds one table at a time; equal input gives equal bytes. There is no fallback: who asks for a
+    table larger than the memory asks for Parquet.
+
+    Args:
+        path: The file, with suffix.
+        tables: All of `schema`; none at all still gives the full schema.
+        schema: Names, types, units and meanings.
+
+    Returns:
+        Row count.
+
+    Raises:
+        InvalidDataError: a float is infinite, or an integer does not fit its column.
+        BackendUnavailableError: pyarrow cannot be imported.
+        OutputError: the file cannot be written; it is as it was before.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{path.name} needs pyarrow ({error}); install it with: pip install pyarrow"
+        ) from error
+    n_rows = 0
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, _arrow_schema(schema), compression="zstd") as writer,
+    ):
+        for table in tables:
+            try:
+                writer.write_table(_arrow_table(table))
+            except (pa.ArrowInvalid, OverflowError) as error:
+                raise InvalidDataError(
+                    f"{schema.name} cannot be written as Parquet: {error}; the file is as it was "
+                    "before"
+                ) from error
+            n_rows += table.n_rows
+    return n_rows
+
+
 def remove_table(stem: Path) -> None:
     """Remove a table in both formats, as far as it exists.
 
@@ -205,6 +249,28 @@ def _encode_parquet(table: Table, compression: str | None) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    sink = pa.BufferOutputStream()
+    # Stubs list the codecs they know; which ones exist is for the library to say.
+    codec: Any = compression or "none"
+    pq.write_table(_arrow_table(table), sink, compression=codec)
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+def _arrow_table(table: Table) -> Any:
+    import pyarrow as pa
+
+    schema, n_rows = _arrow_schema(table.schema), table.n_rows
+    arrays = [  # one column's cells at a time: a large model's rows would not fit as Python objects
+        pa.array(_checked_cells(table, column, n_rows), type=field.type)
+        for column, field in zip(table.schema.columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _arrow_schema(schema: TableSchema) -> Any:
+    import pyarrow as pa
+
     types = {
         "int64": pa.int64(),
         "float64": pa.float64(),
@@ -212,24 +278,13 @@ def _encode_parquet(table: Table, compression: str | None) -> bytes:
         "string": pa.string(),
         "list<int64>": pa.list_(pa.int64()),
     }
-    schema = pa.schema(
+    return pa.schema(
         [
             pa.field(
                 column.name,
                 types[column.dtype],
                 metadata={"meaning": column.meaning, "unit": column.unit},
             )
-            for column in table.schema.columns
+            for column in schema.columns
         ]
     )
-    n_rows = table.n_rows
-    arrays = [  # one column's cells at a time: a large model's rows would not fit as Python objects
-        pa.array(_checked_cells(table, column, n_rows), type=field.type)
-        for column, field in zip(table.schema.columns, schema, strict=True)
-    ]
-    sink = pa.BufferOutputStream()
-    # Stubs list the codecs they know; which ones exist is for the library to say.
-    codec: Any = compression or "none"
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression=codec)
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded

@@ -1,0 +1,1 @@
+"""What other engines recorded of routing, as bundles: a module per engine."""

@@ -1,0 +1,225 @@
+"""How does an array of chosen experts become a bundle, and what must be said beside it?
+
+An engine's array says which experts were chosen and nothing else: scores, weights and biases stay
+"not captured". Its layer axis counts either decoder layers or MoE layers; which one is told by the
+lengths alone, and any other length is refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_weights.errors import InvalidDataError, UsageError
+from moe_weights.routing.artifacts import JsonObject
+from moe_weights.routing.builders import build_manifest
+from moe_weights.routing.routed_layers import Phase, RoutedLayerInput, build_routed_token_event
+from moe_weights.routing.working_bundle import create_working_bundle
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_NOT_CAPTURED = ("selection_bias", "selection_scores", "group_limit", "shared_expert_weights")
+_NO_EXPERT = -1  # what engines fill unused places with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutedModel:
+    """What an array of chosen experts does not say of its model.
+
+    Attributes:
+        model_id: Name of the model.
+        n_experts: N, routed experts of a layer.
+        moe_layers: Decoder layers that have routed experts, ascending.
+        n_layers: Decoder layers; None when not known.
+    """
+
+    model_id: str
+    n_experts: int
+    moe_layers: tuple[int, ...]
+    n_layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RecordedToken:
+    """One token of a record.
+
+    Attributes:
+        phase: Whether it was part of the prompt.
+        chosen: (layers of the array, k) experts, -1 where none was recorded.
+        token_id: None when the record has none.
+    """
+
+    phase: Phase
+    chosen: Array
+    token_id: int | None = None
+
+
+def map_layers(n_axis: int, model: RoutedModel) -> list[tuple[int, int]]:
+    """Return (place on the array's layer axis, decoder layer) of each MoE layer.
+
+    Args:
+        n_axis: Length of the axis.
+        model: Says which layers have experts.
+
+    Raises:
+        UsageError: the axis counts neither the MoE layers nor all layers.
+    """
+    layers = model.moe_layers
+    if n_axis == len(layers):
+        return list(enumerate(layers))
+    if n_axis == model.n_layers:
+        return [(layer, layer) for layer in layers]
+    every = "" if model.n_layers is None else f" and not all {model.n_layers} decoder layers"
+    raise UsageError(
+        f"the array has {n_axis} layers; these are not the {len(layers)} layers with experts"
+        f"{every}; name the decoder layer of each with --layers"
+        + ("" if model.n_layers is not None else ", or the number of all with --num-layers")
+    )
+
+
+def write_recorded_bundle(
+    root_dir: Path,
+    run_id: str,
+    tokens: Iterable[RecordedToken],
+    model: RoutedModel,
+    *,
+    n_axis: int,
+    prompt_text: str,
+    source: dict[str, str],
+) -> tuple[Path, int]:
+    """Write a bundle from an engine's tokens, one at a time.
+
+    Args:
+        root_dir: Folder of all bundles.
+        run_id: Id of the bundle.
+        tokens: In order.
+        model: Names it, and says which layers have experts.
+        n_axis: Length of the tokens' layer axis.
+        prompt_text: Text of the prompt; "" when the record has none.
+        source: What was read, for the manifest.
+
+    Returns:
+        (folder of the bundle, tokens written).
+
+    Raises:
+        UsageError: the layers do not fit, or the run id is no plain path.
+        InvalidDataError: an expert outside 0..N-1, or one chosen twice by a token.
+        BundleExistsError, OutputError: see `create_working_bundle`.
+    """
+    places = map_layers(n_axis, model)
+    manifest = build_manifest(
+        run_id=run_id,
+        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        model_id=model.model_id,
+        tokenizer_id=model.model_id,
+        prompt_text=prompt_text,
+        derivation_version="motifs/v0.1.0",
+        derivation_config_id="motifs/default",
+        capture_config={
+            "method": "import",
+            **source,
+            "moe_layers": [
+                {"moe_ordinal": ordinal, "layer_index": layer, "axis_place": place}
+                for ordinal, (place, layer) in enumerate(places)
+            ],
+        },
+        bundle_version="v0.2.0",
+    )
+    with create_working_bundle(root_dir, manifest, durable=False) as bundle:
+        try:
+            for event in _to_events(tokens, run_id, places, model.n_experts):
+                bundle.append(event)
+            n_tokens = bundle.n_events
+            if n_tokens == 0:
+                raise InvalidDataError("the record holds no tokens")
+            return bundle.promote(), n_tokens
+        except BaseException:
+            bundle.discard()  # the source is still there: nothing is worth keeping
+            raise
+
+
+def to_choices(values: object, what: str) -> Array:
+    """Return recorded experts as int64.
+
+    Args:
+        values: Nested sequences or an array of integers, (tokens, layers, k).
+        what: How messages call them.
+
+    Raises:
+        InvalidDataError: they are something else.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidDataError(f"{what} is no array [tokens, layers, k]: {error}") from error
+    if array.ndim != 3 or 0 in array.shape[1:] or array.dtype.kind not in "iu":
+        raise InvalidDataError(
+            f"{what} must be integers of shape [tokens, layers, k], got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    return array.astype(np.int64)
+
+
+def to_ids(values: object, what: str) -> list[int]:
+    """Return token ids.
+
+    Raises:
+        InvalidDataError: not a row of integers.
+    """
+    ids = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(ids, list | tuple) or any(
+        isinstance(item, bool) or not isinstance(item, int) for item in ids
+    ):
+        raise InvalidDataError(f"{what} must be a row of token ids")
+    return list(ids)
+
+
+def _to_events(
+    tokens: Iterable[RecordedToken],
+    run_id: str,
+    places: Sequence[tuple[int, int]],
+    n_experts: int,
+) -> Iterator[JsonObject]:
+    for index, token in enumerate(tokens):
+        yield build_routed_token_event(
+            run_id=run_id,
+            token_index=index,
+            phase=token.phase,
+            token_id=token.token_id,
+            context_length=index,
+            layers=[
+                _to_layer(layer, token.chosen[place], n_experts, f"token {index}, layer {layer}")
+                for place, layer in places
+            ],
+        )
+
+
+def _to_layer(layer: int, row: Array, n_experts: int, where: str) -> RoutedLayerInput:
+    chosen = [int(expert) for expert in row if expert != _NO_EXPERT]
+    outside = [expert for expert in chosen if not 0 <= expert < n_experts]
+    if outside:
+        raise InvalidDataError(
+            f"{where}: expert {outside[0]} was chosen, the layer has {n_experts} (from 0); check "
+            "the number of experts and which layers have them"
+        )
+    was_recorded = bool(chosen) and not _is_fill(chosen)
+    if was_recorded and len(set(chosen)) < len(chosen):
+        raise InvalidDataError(f"{where}: {chosen} names an expert twice; the record is damaged")
+    return RoutedLayerInput(
+        layer_index=layer,
+        num_total_experts=n_experts,
+        num_active_experts=len(chosen) or len(row),
+        topk_indices=chosen if was_recorded else None,
+        not_captured=_NOT_CAPTURED,
+    )
+
+
+def _is_fill(chosen: list[int]) -> bool:
+    """Whether a row is a buffer that nothing was written to: one value in all of several places."""
+    return len(chosen) > 1 and len(set(chosen)) == 1

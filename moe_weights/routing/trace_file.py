@@ -1,0 +1,93 @@
+"""How do lines reach a file so that a crash leaves whole lines and at most one torn one?
+
+The lock on the file dies with its process, so that none can be left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from moe_weights.errors import OutputError, UsageError
+
+_BLOCK_BYTES = 65536
+
+
+class TraceFile:
+    """A file that only grows, written by one process at a time.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: Path, *, durable: bool) -> None:
+        """Open and lock the file; it is made when missing.
+
+        Args:
+            path: The file; its folder exists.
+            durable: Flush every line to the disk.
+
+        Raises:
+            UsageError: another process has it.
+            OSError: it cannot be opened.
+        """
+        self.path = path
+        self._durable = durable
+        # Unbuffered: a line that was written is the system's, whatever happens to the process.
+        self._stream = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._stream.close()
+            raise UsageError(
+                f"{path} is written by another process; wait for it or use another run_id"
+            ) from error
+
+    def append(self, line: bytes) -> None:
+        """Write a line at the end, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written; the file is as it was before.
+        """
+        end = self._stream.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(line)
+            while rest:  # a full disk takes a part, then refuses
+                rest = rest[self._stream.write(rest) :]
+            if self._durable:
+                os.fsync(self._stream.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._stream.truncate(end)
+            cause = error.strerror or str(error)
+            raise OutputError(
+                f"cannot append to {self.path}: {cause}; the file is as it was before"
+            ) from error
+
+    def clear(self) -> None:
+        """Make the file empty."""
+        self._stream.truncate(0)
+
+    def cut_off_unfinished_line(self) -> int:
+        """Remove what follows the last newline; return how many bytes that were."""
+        size = self._stream.seek(0, os.SEEK_END)
+        end = self._end_of_last_line(size)
+        self._stream.truncate(end)
+        return size - end
+
+    def close(self) -> None:
+        """Close the file and give the lock back."""
+        self._stream.close()
+
+    def _end_of_last_line(self, size: int) -> int:
+        position = size
+        while position > 0:
+            start = max(0, position - _BLOCK_BYTES)
+            self._stream.seek(start)
+            newline = self._stream.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            position = start
+        return 0

@@ -1,0 +1,126 @@
+"""Which values may the fields of a trace hold?
+
+Names have letters, counts are whole and at least 0, numbers are finite, and metadata is JSON that
+is no tensor in disguise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from moe_weights.errors import InvalidDataError
+
+# Longer runs of numbers belong into the side file; shapes, ids of layers and settings are shorter.
+MAX_METADATA_NUMBERS = 256
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def require_text(value: object, field: str) -> None:
+    """Refuse what is not a text with at least one visible character.
+
+    Raises:
+        InvalidDataError: naming `field`.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidDataError(f"{field}: {value!r} is blank; give a text")
+
+
+def require_count(value: object, field: str, *, minimum: int = 0) -> None:
+    """Refuse what is not a whole number of at least `minimum`.
+
+    Raises:
+        InvalidDataError: naming `field`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InvalidDataError(f"{field}: {value!r} is not a whole number of at least {minimum}")
+
+
+def require_duration(value: object, field: str) -> None:
+    """Refuse what is not a finite number of at least 0.
+
+    Raises:
+        InvalidDataError: naming `field`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidDataError(f"{field}: {value!r} is not a number")
+    if not math.isfinite(value) or value < 0:
+        raise InvalidDataError(f"{field}: {value!r} is not a finite number of at least 0")
+
+
+def require_distinct(values: Iterable[str], field: str) -> None:
+    """Refuse a list that names something twice.
+
+    Raises:
+        InvalidDataError: naming `field` and the first repeated value.
+    """
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise InvalidDataError(f'{field}: "{value}" occurs twice; name it once')
+        seen.add(value)
+
+
+def require_file_id(value: str, field: str) -> None:
+    """Refuse an id that cannot be the stem of a file name.
+
+    Raises:
+        InvalidDataError: it has a separator, begins with a dot, is too long or contains `.tmp`.
+    """
+    if not _SAFE_ID.fullmatch(value) or ".tmp" in value or ".." in value:
+        raise InvalidDataError(
+            f"{field}: {value!r} cannot name a file; use up to 128 letters, digits, '-', '_' and "
+            "single dots, beginning with a letter or digit"
+        )
+
+
+def require_metadata(value: object, field: str) -> None:
+    """Refuse metadata that is not plain JSON, or that holds a tensor.
+
+    Args:
+        value: Mapping of texts to JSON values.
+        field: JSON path of the value, for messages.
+
+    Raises:
+        InvalidDataError: naming the path of the first offending value.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidDataError(f"{field}: {type(value).__name__} is not a mapping")
+    _require_json(value, field)
+
+
+def _require_json(value: object, path: str) -> None:
+    if value is None or isinstance(value, (str, bool, int)):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidDataError(f"{path}: {value!r} is not a JSON number; use null")
+        return
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            if not isinstance(key, str):
+                raise InvalidDataError(f"{path}: key {key!r} is not a text")
+            _require_json(member, f"{path}.{key}")
+        return
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        if _n_numbers(value) > MAX_METADATA_NUMBERS:
+            raise InvalidDataError(
+                f"{path}: more than {MAX_METADATA_NUMBERS} numbers; a trace holds no tensor, write "
+                "it to the side file"
+            )
+        for position, member in enumerate(value):
+            _require_json(member, f"{path}[{position}]")
+        return
+    raise InvalidDataError(
+        f"{path}: {type(value).__name__} is not a JSON value; a trace holds no tensor, describe it "
+        "by shape, dtype and summary"
+    )
+
+
+def _n_numbers(value: object) -> int:
+    if isinstance(value, (int, float)):
+        return 1
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return sum(map(_n_numbers, value))
+    return 0

@@ -1,0 +1,245 @@
+"""`moe-weights capture`, with stand-ins of torch and transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from moe_weights.cli import main
+from moe_weights.errors import BackendUnavailableError, CheckpointError, UsageError
+from moe_weights.routing import load_run_bundle
+from moe_weights.routing.capture_command import CaptureOptions, capture_generation
+from moe_weights.routing.capture_model import CaptureModel, load_capture_model
+from tests.support.fake_routers import (
+    VOCABULARY,
+    FakeModel,
+    FakeModule,
+    fake_libraries,
+    make_biased_block,
+    make_softmax_block,
+)
+
+
+class Tokenizer:
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) - 97 for letter in text]}
+
+    def decode(self, ids: list[int]) -> str:
+        return chr(97 + ids[0])
+
+
+def auto(*results: Any) -> Any:
+    """Return an Auto class whose calls give these results, raising those that are errors."""
+    remaining = list(results)
+
+    def from_pretrained(_path: str, **_options: Any) -> Any:
+        result = remaining.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return SimpleNamespace(from_pretrained=from_pretrained)
+
+
+def make_model(eos: Any = None) -> FakeModel:
+    model = FakeModel(FakeModule(), make_softmax_block(), make_biased_block())
+    model.generation_config = SimpleNamespace(eos_token_id=eos)  # type: ignore[attr-defined]
+    return model
+
+
+def run_cli(*arguments: object) -> tuple[int, str]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = main([str(argument) for argument in arguments])
+    return code, out.getvalue()
+
+
+class CommandCase(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.model = self.folder / "model"
+        self.model.mkdir()
+        (self.model / "config.json").write_text("{}")
+
+    def libraries(self, network: Any, **more: Any) -> Any:
+        found = {
+            "AutoModelForCausalLM": auto((network, {})),
+            "AutoModelForImageTextToText": auto(ValueError("not that either")),
+            "AutoTokenizer": auto(Tokenizer()),
+        }
+        return fake_libraries(**(found | more))
+
+    def capture(self, *more: object) -> tuple[int, str]:
+        return run_cli(
+            "capture", "--model", self.model, "--prompt", "abc", "--max-new-tokens", 4,
+            "--out", self.folder / "run", *more,
+        )  # fmt: skip
+
+
+class TheCommand(CommandCase):
+    def test_writes_a_bundle_in_the_run_with_each_generated_token_fed_back(self) -> None:
+        (self.model / "tokenizer.json").write_text("{}")
+        network = make_model(eos=[30, 31])
+        with self.libraries(network):
+            code, told = self.capture("--seed", 7)
+        self.assertEqual(code, 0, told)
+        run_dir = self.folder / "run" / "routing" / "capture"
+        self.assertEqual(told, f"wrote {run_dir}: 3 prompt tokens, 4 generated tokens\n")
+        bundle = load_run_bundle(run_dir)
+        self.assertEqual("".join(e["token_text"] for e in bundle["raw_events"]), "abcdefg")
+        manifest = bundle["manifest"]
+        self.assertEqual(manifest["model_id"], "model")
+        self.assertEqual(manifest["tokenizer_id"], "model")
+        self.assertEqual(manifest["seed"], 7)
+        layers = [entry["layer_index"] for entry in manifest["capture_config"]["moe_layers"]]
+        self.assertEqual(layers, [1, 2])
+        self.assertEqual(network.generation_config.eos_token_id, [30, 31])
+        self.assertEqual(network.experts_implementation, "eager")
+
+    def test_stops_after_an_end_token_that_was_fed_back(self) -> None:
+        with self.libraries(make_model(eos=35)):
+            code, told = self.capture("--temperature", 0.5)
+        self.assertEqual(code, 0, told)
+        events = load_run_bundle(self.folder / "run" / "routing" / "capture")["raw_events"]
+        # Without a tokenizer the ids are bytes; abc is 97, 98, 99, modulo 40.
+        self.assertEqual([event["token_id"] for event in events], [17, 18, 19, 20, 21, 22, 23])
+        with self.libraries(make_model(eos=21)):
+            code, told = self.capture("--run-id", "two", "--quiet")
+        self.assertEqual((code, told), (0, ""))
+        bundle = load_run_bundle(self.folder / "run" / "routing" / "two")
+        events = bundle["raw_events"]
+        self.assertEqual([event["token_id"] for event in events], [17, 18, 19, 20, 21])
+        self.assertEqual(events[0]["token_text"], None)
+        self.assertIn("bytes", bundle["manifest"]["tokenizer_id"])
+
+    def test_what_is_there_already_is_not_replaced(self) -> None:
+        place = self.folder / "run" / "routing" / "capture"
+        place.mkdir(parents=True)
+        code, told = self.capture()
+        self.assertEqual(code, 6)
+        self.assertIn("a bundle is never replaced", told)
+
+    def test_a_model_that_cannot_be_read_is_5_and_a_dense_one_2(self) -> None:
+        with self.libraries(
+            make_model(),
+            AutoModelForCausalLM=auto(OSError("no weights\nat all")),
+        ):
+            code, told = self.capture()
+        self.assertEqual(code, 5)
+        self.assertIn(
+            "transformers cannot load it: AutoModelForCausalLM: OSError: no weights", told
+        )
+        dense = FakeModel(FakeModule())
+        with self.libraries(dense):
+            code, told = self.capture()
+        self.assertEqual(code, 2)
+        self.assertIn("is not a Mixture-of-Experts model", told)
+        (self.model / "config.json").unlink()
+        with self.libraries(make_model()):
+            code, told = self.capture()
+        self.assertEqual(code, 5)
+        self.assertIn("has no config.json", told)
+        self.assertFalse((self.folder / "run").exists())
+
+    def test_without_the_extra_it_says_how_to_get_it(self) -> None:
+        def no_torch(name: str) -> Any:
+            raise ImportError(f"No module named {name!r}")
+
+        with mock.patch("importlib.import_module", no_torch):
+            code, told = self.capture()
+        self.assertEqual(code, 2)
+        self.assertIn("install it with: pip install 'moe-weights[capture]'", told)
+
+    def test_arguments_are_checked(self) -> None:
+        for bad in (
+            ("--max-new-tokens", "-1"),
+            ("--max-new-tokens", "many"),
+            ("--temperature", "-1"),
+            ("--temperature", "warm"),
+            ("--temperature", "nan"),
+        ):
+            with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
+                self.capture(*bad)
+            self.assertEqual(caught.exception.code, 2)
+
+    def test_an_interrupted_capture_keeps_its_tokens(self) -> None:
+        network = make_model()
+        feed = network.feed
+
+        def fail(ids: list[int], n_before: int = 0, **more: Any) -> None:
+            if n_before == 4:
+                raise KeyboardInterrupt
+            feed(ids, n_before, **more)
+
+        network.feed = fail  # type: ignore[method-assign]
+        with self.libraries(network):
+            code, _told = self.capture()
+        self.assertEqual(code, 130)
+        folder = self.folder / "run" / "routing" / ".run-bundle.working-capture"
+        lines = (folder / "raw_trace.ndjson").read_text().splitlines()
+        self.assertEqual([json.loads(line)["token_index"] for line in lines], [0, 1, 2, 3])
+
+
+class Loading(CommandCase):
+    def test_the_second_model_class_is_tried(self) -> None:
+        network = make_model()
+        with self.libraries(
+            network,
+            AutoModelForCausalLM=auto(ValueError("unrecognised")),
+            AutoModelForImageTextToText=auto((network, {})),
+        ):
+            self.assertIs(load_capture_model(self.model).network, network)
+
+    def test_missing_weights_are_refused(self) -> None:
+        loading = {"missing_keys": {"b", "a"}}
+        with (
+            self.libraries(make_model(), AutoModelForCausalLM=auto((make_model(), loading))),
+            self.assertRaisesRegex(CheckpointError, "2 weights are missing, for example a;"),
+        ):
+            load_capture_model(self.model)
+
+    def test_a_device_that_is_not_there(self) -> None:
+        with (
+            self.libraries(make_model()),
+            self.assertRaisesRegex(BackendUnavailableError, "device 'none' cannot be used"),
+        ):
+            load_capture_model(self.model, device="none")
+        with self.libraries(make_model()):
+            self.assertIsNotNone(load_capture_model(self.model, device="cuda").synchronize)
+
+    def test_a_tokenizer_that_cannot_be_loaded(self) -> None:
+        (self.model / "tokenizer.json").write_text("{}")
+        with (
+            self.libraries(make_model(), AutoTokenizer=auto(KeyError("model"))),
+            self.assertRaisesRegex(CheckpointError, "its tokenizer cannot be loaded: KeyError"),
+        ):
+            load_capture_model(self.model)
+
+    def test_options_that_make_no_sense(self) -> None:
+        model = CaptureModel(network=make_model(), tokenizer=None, versions={})
+        for changes, told in (
+            ({"max_new_tokens": -1}, "must not be negative"),
+            ({"prompt": ""}, "the prompt has no tokens"),
+        ):
+            fields: dict[str, Any] = {"prompt": "a", "max_new_tokens": 1} | changes
+            options = CaptureOptions(model="m", out="", **fields)
+            with self.assertRaisesRegex(UsageError, told):
+                capture_generation(model, self.folder, options)
+        self.assertLess(max(model.tokenize("~")), VOCABULARY)
+
+    def test_nothing_of_torch_is_imported_with_the_commands(self) -> None:
+        self.assertNotIn("torch", sys.modules)
+
+
+if __name__ == "__main__":
+    unittest.main()
