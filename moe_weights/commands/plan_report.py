@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -33,9 +33,10 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
         f"{len(files.files)} files ({files.scan_mode} mode), {len(survey.headers)} tensors",
     )
     reporter.say("collect", f"preset: {survey.preset or 'none'}")
-    reporter.table(_matched_table(plan))
-    if plan.unmatched:
-        reporter.table(_unmatched_table(plan))
+    if not reporter.quiet:
+        reporter.table(_matched_table(plan))
+        if plan.unmatched:
+            reporter.table(_unmatched_table(plan))
     for finding in survey.findings:
         reporter.line(f"[warn] {finding.message}")
         if finding.hint:
@@ -49,33 +50,22 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
-    """Matrices that stand in one line of the plan."""
+class _Kind(NamedTuple):
+    """Matrices that stand in one line of the plan; a tuple, as one is made for each matrix."""
 
     stack: str
     proj: str
     is_shared: bool
     rows: int
     cols: int
-    dtype: str
+    dtype_code: str
     encoding: str
     via: str
     evidence: str
 
     @property
     def sort_key(self) -> tuple[object, ...]:
-        return (
-            self.stack,
-            sort_rank("proj", self.proj),
-            self.is_shared,
-            self.rows,
-            self.cols,
-            self.dtype,
-            self.encoding,
-            self.via,
-            self.evidence,
-        )
+        return (self.stack, sort_rank("proj", self.proj), *self[2:])
 
 
 def _matched_table(plan: ExtractionPlan) -> Table:
@@ -84,15 +74,15 @@ def _matched_table(plan: ExtractionPlan) -> Table:
     for unit in plan.units:
         for matrix in unit.matrices:
             kind = _Kind(
-                stack=matrix.stack if has_several_stacks else "",
-                proj=matrix.proj,
-                is_shared=matrix.is_shared_expert,
-                rows=matrix.view.rows,
-                cols=matrix.view.cols,
-                dtype=dtype_name(unit.source.header.dtype_code),
-                encoding=unit.source.encoding,
-                via=unit.extracted_via,
-                evidence=unit.layout_evidence,
+                matrix.stack if has_several_stacks else "",
+                matrix.proj,
+                matrix.is_shared_expert,
+                matrix.view.rows,
+                matrix.view.cols,
+                unit.source.header.dtype_code,
+                unit.source.encoding,
+                unit.extracted_via,
+                unit.layout_evidence,
             )
             members.setdefault(kind, []).append(matrix)
     table = Table(title="will be measured", title_justify="left")
@@ -110,7 +100,7 @@ def _matched_table(plan: ExtractionPlan) -> Table:
             str(len(matrices)),
             str(kind.rows),
             str(kind.cols),
-            kind.dtype,
+            dtype_name(kind.dtype_code),
             kind.encoding,
             kind.via,
             kind.evidence,
