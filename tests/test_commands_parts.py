@@ -39,6 +39,19 @@ class Fingerprints(unittest.TestCase):
         self.assertEqual(made[0].folder, made[1].folder)
         self.assertRegex(made[0].folder, "^[0-9a-f]{32}$")
 
+    def test_of_the_code_see_sources_and_presets(self) -> None:
+        package = temporary_folder(self)
+        (package / "presets").mkdir()
+        digests = set()
+        for file, content in (
+            ("a.py", "1"), ("a.py", "2"), ("presets/p.json", "{}"), ("presets/p.json", "{} "),
+            ("b.pyc", "of no account"),
+        ):  # fmt: skip
+            (package / file).write_text(content)
+            with mock.patch.object(parts.moe_weights, "__file__", str(package / "__init__.py")):
+                digests.add(parts.code_digest())
+        self.assertEqual(len(digests), 4)
+
     def test_tell_which_input_changed(self) -> None:
         config: dict[str, Any] = {"parsing": {"proj_aliases": {"gate": ["g"], "up": ["u"]}}}
         turned: dict[str, Any] = {"parsing": {"proj_aliases": {"up": ["u"], "gate": ["g"]}}}

@@ -25,6 +25,7 @@ from moe_weights.commands.console import Reporter
 from moe_weights.commands.measuring import measure_units
 from moe_weights.commands.memory import (
     DEFAULT_MAX_MEMORY,
+    give_back_large_buffers,
     resident_nbytes,
 )
 from moe_weights.commands.open_parts import open_parts, shard_identities
@@ -48,9 +49,11 @@ from moe_weights.errors import (
     ExtractionError,
     MoeWeightsError,
     OutputError,
+    UsageError,
 )
 from moe_weights.measure.sampling import write_sample_cache
 from moe_weights.run_directory import RunDirectory
+from moe_weights.tables.writer import load_parquet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,10 @@ def collect_data(options: CollectOptions) -> int:
     Raises:
         MoeWeightsError: see `errors` for the kinds and their exit codes.
     """
+    if options.scheduler is not None and options.executor != "dask":
+        raise UsageError(
+            f"--scheduler goes with --executor dask, not with {options.executor}; leave one out"
+        )
     started = time.monotonic()
     reporter = Reporter(quiet=options.quiet)
     run, manifest = find_run(options.run_dir)
@@ -136,7 +143,9 @@ def _collect(
     reporter: Reporter,
     started: float,
 ) -> None:
-    baseline = resident_nbytes()
+    give_back_large_buffers()
+    load_parquet()
+    at_start = resident_nbytes()
     loaded = load_config(run.config_path, model_path_override=options.model_path)
     config = loaded.config
     measure = measure_settings(loaded)
@@ -152,10 +161,13 @@ def _collect(
         writer.write_findings(survey, survey.findings)
         writer.write_survey_logs(survey)
         raise
+    planned = resident_nbytes()
     announce_compilation(reporter)
     simulation = choose_simulation(loaded, survey)
     if options.executor == "threads":
         compile_measuring(survey.plan.units, measure)
+    # MLX and compiled code count among the libraries; what the plan takes does not.
+    baseline = at_start + max(resident_nbytes() - planned, 0)
     settings = WorkSettings(
         root=survey.files.root,
         measure=measure,
@@ -167,7 +179,7 @@ def _collect(
             n_schemes=len(simulation.schemes),
             uses_mlx=simulation.uses_mlx,
             max_memory=options.max_memory,
-            taken=max(resident_nbytes() - baseline, 0),
+            taken=max(planned - at_start, 0),
         ),
         scratch_folder=run.path / "cache",
     )

@@ -57,7 +57,11 @@ def measure_units(
             left_in_file[unit.source.header.file] -= 1
         return sum(not left for left in left_in_file.values())
 
-    results = store.load()
+    results = {
+        number: result
+        for number, result in store.load().items()
+        if number < len(batches) and len(result.constant) == _n_matrices(batches[number])
+    }
     if results:
         reporter.say(
             "collect",
@@ -79,6 +83,10 @@ def measure_units(
         finally:
             store.flush()
     return [results[number] for number in range(len(batches))]
+
+
+def _n_matrices(batch: Sequence[WorkUnit]) -> int:
+    return sum(len(unit.matrices) for unit in batch)
 
 
 class _Loop:

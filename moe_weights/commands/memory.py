@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import resource
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DEFAULT_MAX_MEMORY = 2**30
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_NBYTES = 4 * 2**20
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*$", re.IGNORECASE)
 
@@ -45,6 +48,16 @@ class MemoryBudget:
             with self._changed:
                 self._left += wanted
                 self._changed.notify_all()
+
+
+def give_back_large_buffers() -> None:
+    """Have the C library return freed buffers of some MiB to the system at once.
+
+    It would keep them per thread for later, which no ceiling could count. Only glibc is told; other
+    libraries do so anyway or cannot be asked.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_NBYTES)
 
 
 def resident_nbytes() -> int:

@@ -201,10 +201,10 @@ class PartStore:
 
 
 def code_digest() -> str:
-    """Return a digest of this package's sources."""
+    """Return a digest of this package's sources; presets are among them."""
     digest = hashlib.sha256()
     root = Path(moe_weights.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

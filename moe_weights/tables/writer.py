@@ -11,6 +11,7 @@ The only door to pyarrow.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -115,6 +116,14 @@ def write_table(
         error=error,
         rows=table.n_rows,
     )
+
+
+def load_parquet() -> None:
+    """Load the package that encodes Parquet, if it is there, so that its memory is known early."""
+    with contextlib.suppress(ImportError):
+        import pyarrow.parquet
+
+        pyarrow.array(["loads what is loaded late"])
 
 
 def write_parquet_stream(path: Path, tables: Iterable[Table], schema: TableSchema) -> int:
