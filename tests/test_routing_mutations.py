@@ -519,10 +519,12 @@ class DamagedFiles(Corpus):
                 self.assert_refused(folder, "file", "missing_file", file)
 
     def test_that_are_folders_are_named(self) -> None:
-        folder = write_unchecked(self.root, make_bundle())
-        (folder / "layout.json").unlink()
-        (folder / "layout.json").mkdir()
-        self.assert_refused(folder, "file", "unreadable_file", "layout.json")
+        for file in ("layout.json", "derived.ndjson"):
+            with self.subTest(file):
+                folder = write_unchecked(self.root / file, make_bundle())
+                (folder / file).unlink()
+                (folder / file).mkdir()
+                self.assert_refused(folder, "file", "unreadable_file", file)
 
 
 class RandomDamage(Corpus):

@@ -120,7 +120,7 @@ class RunBundleReader:
         self.layout = self._read_json(LAYOUT_FILE, "layout", issues)
         self.motif_ledger = self._read_optional(MOTIF_LEDGER_FILE, "motif_ledger", issues)
         self.contingency = self._read_optional(CONTINGENCY_FILE, "contingency", issues)
-        self.has_derived_events = (run_dir / DERIVED_FILE).is_file()
+        self.has_derived_events = (run_dir / DERIVED_FILE).exists()
         if issues:
             raise schema_error(issues)
         if not is_named_after(run_dir, self.manifest["run_id"]):
