@@ -1,4 +1,4 @@
-"""The one console entry: `moe-weights <command>`, also `python -m moe_weights <command>`.
+"""The commands of `moe-weights <command>`, also `python -m moe_weights <command>`.
 
 A subcommand's modules are loaded when it is used, so that `--help` and small commands start fast.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import moe_weights
 from moe_weights.cli_runtime import add_runtime_commands
 from moe_weights.errors import ExitCode, MoeWeightsError
+from moe_weights.interruption import TOLD
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _EXIT_CODES = """exit codes:
@@ -38,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see `errors.ExitCode`.
     """
-    # Loading packages makes objects by the hundred thousand and no garbage: collect it rarely.
-    gc.set_threshold(100_000, 20, 20)
-    arguments = _build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks must not end a run of hours.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        # Loading packages makes objects by the hundred thousand and no garbage: collect it rarely.
+        gc.set_threshold(100_000, 20, 20)
+        arguments = _build_parser().parse_args(argv)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks must not end a run of hours.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        logging.basicConfig(
+            level=arguments.log_level.upper(),
+            format="%(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except ImportError as error:
         # A declared dependency is gone; those that may be missing are handled where they are used.
@@ -66,11 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return int(error.exit_code)
     except KeyboardInterrupt:
-        print(  # noqa: T201
-            "interrupted; nothing half-written is left. collect-data goes on from its finished "
-            "parts when the same command is run again",
-            file=sys.stderr,
-        )
+        print(TOLD, file=sys.stderr)  # noqa: T201
         return int(ExitCode.INTERRUPTED)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import runpy
+import signal
 import subprocess
 import sys
 import unittest
@@ -190,7 +191,9 @@ class LogLevel(unittest.TestCase):
 
 class ModuleEntry(unittest.TestCase):
     def test_is_the_same_program(self) -> None:
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         with (
+            mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
             mock.patch.object(sys, "argv", ["moe_weights", "build-tables", "--run-dir", "/none"]),
             mock.patch("sys.stderr", io.StringIO()) as told,
             self.assertRaises(SystemExit) as ending,
