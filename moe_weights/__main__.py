@@ -18,9 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     end_cleanly_when_interrupted()
     try:
-        from moe_weights.cli import main as run_command
+        from moe_weights import cli
 
-        return run_command(argv)
+        cli.show_warnings_without_source()
+        return cli.main(argv)
     finally:
         ignore_interruption()
 

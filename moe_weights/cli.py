@@ -9,7 +9,9 @@ import argparse
 import gc
 import io
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,6 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(TOLD, file=sys.stderr)  # noqa: T201
         return int(ExitCode.INTERRUPTED)
+
+
+def show_warnings_without_source() -> None:
+    """Have warnings of this package shown as one line: where it is installed helps nobody."""
+    whole, folder = warnings.formatwarning, f"{Path(__file__).parent}{os.sep}"
+
+    def format_warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if filename.startswith(folder):
+            return f"{category.__name__}: {message}\n"
+        return whole(message, category, filename, lineno, line)
+
+    warnings.formatwarning = format_warning
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import unittest
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import moe_weights
-from moe_weights.cli import main
+from moe_weights.cli import main, show_warnings_without_source
 from moe_weights.errors import ConfigError, ConfigProblem, OutputError
 from tests.support.command_line import CommandCase, random_weights, run_command
 
@@ -194,6 +195,7 @@ class ModuleEntry(unittest.TestCase):
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         with (
             mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
+            mock.patch.object(warnings, "formatwarning", warnings.formatwarning),
             mock.patch.object(sys, "argv", ["moe_weights", "build-tables", "--run-dir", "/none"]),
             mock.patch("sys.stderr", io.StringIO()) as told,
             self.assertRaises(SystemExit) as ending,
@@ -204,6 +206,17 @@ class ModuleEntry(unittest.TestCase):
             told.getvalue(),
             "error: UsageError: run directory not found: /none; run init_run first\n",
         )
+
+
+class PythonWarnings(unittest.TestCase):
+    def test_of_this_package_are_shown_without_their_source(self) -> None:
+        with mock.patch.object(warnings, "formatwarning", warnings.formatwarning):
+            before = warnings.formatwarning
+            show_warnings_without_source()
+            own = warnings.formatwarning("gone", RuntimeWarning, moe_weights.__file__, 3)
+            other = warnings.formatwarning("gone", RuntimeWarning, "/x/other.py", 3, "a = b")
+            self.assertEqual(other, before("gone", RuntimeWarning, "/x/other.py", 3, "a = b"))
+        self.assertEqual(own, "RuntimeWarning: gone\n")
 
 
 class PublicNames(unittest.TestCase):

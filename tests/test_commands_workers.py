@@ -214,6 +214,19 @@ class LocalCluster(unittest.TestCase):
         client.get_executor.return_value.shutdown.assert_called_once_with(wait=False)
 
 
+class ClusterOnThisMachine(CommandCase):
+    def test_says_nothing_on_standard_error(self) -> None:
+        self.write_model()
+        self.configure()
+        done = subprocess.run(
+            [sys.executable, "-m", "moe_weights", "collect-data", "--run-dir", str(self.path),
+             "--executor", "dask", "--workers", "1"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("[collect] matrix_stats rows: 6 ", done.stdout)
+
+
 class OtherMachines(MeasuringCase):
     def test_measure_with_the_same_code_alone(self) -> None:
         own = parts.code_digest()

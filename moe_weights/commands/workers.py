@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -261,6 +262,8 @@ def _open_dask(n_workers: int, scheduler: str | None) -> Iterator[DaskWorkers]:
             "pip install 'moe-weights[dask]'"
         ) from error
     package: Any = distributed  # its functions have no types
+    # It chooses a level of its own when it is imported: INFO, whatever the person asked for.
+    logging.getLogger("distributed").setLevel(logging.getLogger().level)
     with contextlib.ExitStack() as stack:
         where: Any = scheduler
         if scheduler is None:
