@@ -23,7 +23,7 @@ from moe_weights.interruption import TOLD
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _EXIT_CODES = """exit codes:
   0  ok, with or without warnings
-  1  invalid data (for example duplicate keys), or an unforeseen error
+  1  invalid data (for example duplicate keys), lost workers, or an unforeseen error
   2  usage or analysis_config.json
   3  index strictness
   4  extraction or coverage strictness
