@@ -68,6 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return int(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        # A thread needs room for its stack, and says so in this way.
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        print(  # noqa: T201
+            f"error: MemoryError: {str(error) or 'no more was given'}; nothing half-written is "
+            "left, and finished parts are kept: run the same command again with a smaller "
+            "--max-memory, with fewer --workers, or with a higher limit (see ulimit -v)",
+            file=sys.stderr,
+        )
+        return int(ExitCode.INVALID_DATA)
     except KeyboardInterrupt:
         print(TOLD, file=sys.stderr)  # noqa: T201
         return int(ExitCode.INTERRUPTED)

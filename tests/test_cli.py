@@ -134,6 +134,21 @@ class Failures(unittest.TestCase):
         self.assertEqual(code, 130)
         self.assertTrue(told.startswith("interrupted; "))
 
+    def test_of_memory_say_what_to_ask_for_and_what_is_kept(self) -> None:
+        for error, cause in (
+            (MemoryError(), "no more was given"),
+            (MemoryError("Unable to allocate 3. GiB"), "Unable to allocate 3. GiB"),
+            (RuntimeError("can't start new thread"), "can't start new thread"),
+        ):
+            told = (
+                f"error: MemoryError: {cause}; nothing half-written is left, and finished parts "
+                "are kept: run the same command again with a smaller --max-memory, with fewer "
+                "--workers, or with a higher limit (see ulimit -v)\n"
+            )
+            self.assertEqual(self.run_with(error), (1, told))
+        with self.assertRaises(RuntimeError):
+            self.run_with(RuntimeError("something else"))
+
     def test_of_a_missing_package_say_what_to_install(self) -> None:
         code, told = self.run_with(ModuleNotFoundError("No module named 'ml_dtypes'"))
         self.assertEqual(code, 2)
