@@ -205,7 +205,8 @@ def _add_collect_data(commands: _Commands[argparse.ArgumentParser]) -> None:
         "--workers",
         type=_positive_int,
         metavar="N",
-        help="how many measure at a time (default: the usable CPUs)",
+        help="how many measure at a time (default: the usable CPUs); a cluster given by its "
+        "address has its own number",
     )
     parser.add_argument(
         "--max-memory",

@@ -26,6 +26,7 @@ from tests.support.command_line import (
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 _REPLACE = os.replace
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def full_at(name: str) -> Callable[[Any, Any], None]:
@@ -162,6 +163,25 @@ class FullDisk(CommandCase):
         self.assertEqual(self.log("tables_failure.json")["error"]["type"], "OutputError")
         self.assertEqual(run_command("build-tables", "--run-dir", self.path).code, 0)
         self.assertNotIn("logs/tables_failure.json", self.files("logs"))
+
+    @unittest.skipUnless(Path("/dev/full").exists(), "this system has no full device")
+    def test_behind_standard_output(self) -> None:
+        self.configure()
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "moe_weights", "collect-data", "--run-dir", str(self.path)],
+                cwd=REPOSITORY,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        self.assertEqual(done.returncode, 6)
+        self.assertEqual(
+            done.stderr,
+            "error: OutputError: cannot write to standard output: No space left on device; free "
+            "some space or send it elsewhere\n",
+        )
 
     def test_at_a_fresh_run(self) -> None:
         with mock.patch("os.replace", full_at("analysis_config.json")):
