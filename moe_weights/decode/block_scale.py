@@ -90,6 +90,18 @@ def real_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
     return widened
 
 
+def on_grid(numbers: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return one number for each block (entries, block rows, block cols), contiguous.
+
+    Args:
+        numbers: As many in any shape, or a single one for all.
+        grid: How many blocks.
+    """
+    if numbers.size == 1:
+        return np.full(grid, numbers.reshape(-1)[0], dtype=np.float32)
+    return np.require(numbers, dtype=np.float32, requirements=["C", "A"]).reshape(grid)
+
+
 @lru_cache(maxsize=4096)  # a checkpoint has a handful of shapes
 def _infer_block(
     shape: tuple[int, ...], scale_shape: tuple[int, ...], *, is_exponent: bool
