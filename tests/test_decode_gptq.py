@@ -361,6 +361,19 @@ class Claims(unittest.TestCase):
             f"{X}.scales F16 [2, 24] at 8 bits",
         )
 
+    def test_bits_that_no_code_has_although_the_shapes_fit(self) -> None:
+        for bits in (1, 16):
+            words = (("qweight", "I32", (2 * bits, 32)), ("qzeros", "I32", (2, bits)),
+                     ("scales", "F16", (2, 32)), self.INDEX)  # fmt: skip
+            with self.subTest(bits=bits):
+                self.assert_refused(
+                    {**V1, "bits": bits},
+                    words,
+                    RefusalKind.BAD_COMPANION,
+                    f"{X}.qzeros I32 [2, {bits}] and {X}.g_idx I32 [64] do not fit GPTQ codes "
+                    f"{X}.qweight I32 [{2 * bits}, 32] with {X}.scales F16 [2, 32] at {bits} bits",
+                )
+
     def test_a_group_index_of_the_wrong_dtype_or_shape(self) -> None:
         for code, shape in (("F32", (64,)), ("I32", (2, 32)), ("I32", (0,))):
             with self.subTest(code=code, shape=shape):

@@ -181,8 +181,8 @@ def _checked(
 
 
 def _widths(config: GptqConfig) -> tuple[int, ...]:
-    """Return the bits that codes may have."""
-    return _BITS if config.bits is None else (config.bits,)
+    """Return the bits that codes may have; none where config.json gives a width unknown to GPTQ."""
+    return tuple(bits for bits in _BITS if config.bits in (None, bits))
 
 
 def _wanted_index(

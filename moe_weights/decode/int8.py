@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.decode.affine_codes import known_groups, scale_integers
-from moe_weights.decode.block_scale import block_shape_of
+from moe_weights.decode.block_scale import block_shape_of, parse_block
 from moe_weights.decode.compressed_tensors_config import int_schemes, scale_block_of
 from moe_weights.decode.encoding import Parts
 from moe_weights.decode.row_cuts import WHOLE, PartCut, RowCuts, joined_cuts, scale_cut
@@ -177,9 +177,9 @@ def _block_of(
         blocks = {scale_block_of(header.shape, scale.shape, scheme) for scheme in schemes.all}
         blocks.discard(None)
         return blocks.pop() if len(blocks) == 1 else None
-    sides = context.quantization.get("weight_block_size")
-    if isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides):
-        return block_shape_of(header.shape, scale.shape, (sides[0], sides[1]))
+    configured = parse_block(context.quantization.get("weight_block_size"))
+    if configured is not None:
+        return block_shape_of(header.shape, scale.shape, configured)
     return scale_block_of(header.shape, scale.shape, None)
 
 
@@ -235,10 +235,15 @@ def _row_maxima_problem(
     """Return what keeps the bitsandbytes form from being read."""
     weights, row_maxima = f"weights {describe(header)}", found["SCB"]
     layout = found.get("weight_format")
+    offset = found.get("zero_point") or context.by_name.get(f"{header.name}_offset")
     rows = header.shape[0]
     cause = None
     if "scale" in found:
         cause = f"{weights} have two scales, {describe(found['scale'])} and {describe(row_maxima)}"
+    elif offset is not None:
+        cause = (
+            f"{describe(offset)} has no known meaning beside {describe(row_maxima)} of {weights}"
+        )
     elif (
         header.ndim != 2
         or row_maxima.shape not in {(rows,), (rows, 1)}
