@@ -226,6 +226,26 @@ class WholeRun(CommandCase):
         (self.model / "model.safetensors").write_bytes(head)
         os.truncate(self.model / "model.safetensors", len(head) + nbytes)
 
+    def write_sparse_gptq(self, n_experts: int, width: int) -> None:
+        entries, stop = {}, 0
+        for expert in range(n_experts):
+            module = f"model.layers.0.mlp.experts.{expert}.gate_proj"
+            for word, code, shape in (
+                ("qweight", "I32", [width // 8, width]),
+                ("qzeros", "I32", [1, width // 8]),
+                ("scales", "F16", [1, width]),
+                ("g_idx", "I32", [width]),
+            ):
+                nbytes = int(np.prod(shape)) * (2 if code == "F16" else 4)
+                entries[f"{module}.{word}"] = entry(code, shape, stop, stop + nbytes)
+                stop += nbytes
+        head = raw_safetensors(entries)
+        self.model.mkdir()
+        (self.model / "model.safetensors").write_bytes(head)
+        os.truncate(self.model / "model.safetensors", len(head) + stop)
+        config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": -1}}
+        (self.model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
     def run_alone(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", self.PROGRAM, "collect-data", "--run-dir", str(self.path)]
@@ -271,6 +291,16 @@ class WholeRun(CommandCase):
         peak = int(done.stdout.split()[-1])
         self.assertAlmostEqual(peak, health["peak_rss_bytes"], delta=8 * MIB)
         self.assertIn("beyond interpreter and libraries\n", done.stdout)
+
+    def test_of_packed_columns_stays_below_the_size_of_a_decoded_matrix(self) -> None:
+        self.write_sparse_gptq(3, 8192)  # 32 MiB each, 256 MiB as float32
+        self.configure({"metadata.enabled": True, "delta_pairs": []})
+        done = self.run_alone("--workers", 2, "--max-memory", "240MiB")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(set(self.frame("data/matrix_stats")["encoding"]), {"gptq"})
+        health = read_json(self.run_directory.log_path("run_health.json"))["memory"]
+        assert isinstance(health, dict)
+        self.assertLess(int(health["peak_beyond_baseline_bytes"]), 240 * MIB)
 
     def test_below_what_is_needed_ends_with_2_before_anything_is_measured(self) -> None:
         self.write_model()
