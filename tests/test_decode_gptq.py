@@ -187,6 +187,18 @@ class Codes(unittest.TestCase):
         ones = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}[bits]
         return (pack_stream(zeros, bits) - np.uint32(ones)).view(np.int32)
 
+    def test_groups_may_be_unused(self) -> None:
+        for index in ([0] * 8, [0, 0, 0, 0, 1, 1, 1, 1], [2] * 8, [1, 1, 1, 1, 2, 2, 2, 2]):
+            arrays: Arrays = {
+                "qweight": np.full((1, 8), 0x11111111, dtype=np.int32),
+                "qzeros": np.zeros((3, 1), dtype=np.int32),
+                "scales": np.repeat(np.float16([[1], [16], [256]]), 8, axis=1),
+                "g_idx": np.array(index, dtype=np.int32),
+            }
+            with self.subTest(index=index):
+                row = decoded(arrays, {**V2, "bits": 4})[5].tolist()
+                self.assertEqual(row, [16.0**group for group in index])
+
     def test_group_indices_out_of_range_are_an_error(self) -> None:
         for index in (-1, 2):
             arrays: Arrays = {

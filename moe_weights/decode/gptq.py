@@ -95,17 +95,20 @@ class Gptq:
         """Return (code - zero point) * scale in float32, (out, in); see `Encoding.decode`."""
         rows = _rows_of(tensor)
         index = dict(tensor.companions)["group_index"]
-        groups = checked_groups(index.name, parts["group_index"], len(parts["scale"]))
+        n_groups = len(parts["scale"])
+        groups = checked_groups(index.name, parts["group_index"], n_groups)
         zero_points = _zero_points(tensor, parts["zero_point"])
         scales = parts["scale"][:, rows[0] : rows[1]]
         group_size = int(np.count_nonzero(groups == 0)) or 1
-        is_reordered = not np.array_equal(groups, np.arange(groups.size) // group_size)
+        consecutive = np.arange(groups.size) // group_size
+        # An index may leave the last groups unused.
+        is_plain = consecutive[-1] == n_groups - 1 and np.array_equal(groups, consecutive)
         return scale_integers(
             self.codes(tensor, parts),
             scales.T.astype(np.float32),
             (1, group_size),
             zeros=zero_points.T.astype(np.float32),
-            group_of_column=groups if is_reordered else None,
+            group_of_column=None if is_plain else groups,
         )
 
     def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
