@@ -99,11 +99,23 @@ def additive_columns() -> dict[str, Column]:
         Column(
             "kurtosis",
             "float64",
-            "excess kurtosis, n sum((w - mean)^4) / sum((w - mean)^2)^2 - 3; null when std is 0",
+            "excess kurtosis, n sum((w - mean)^4) / sum((w - mean)^2)^2 - 3; null when std is 0. "
+            "Source: KurtBoost, arXiv 2503.06518",
             "relative",
         ),
-        Column("crest", "float64", "max_abs / rms; null when rms is 0", "relative"),
-        Column("aimer", "float64", "mean_abs / rms; null when rms is 0", "relative"),
+        Column(
+            "crest",
+            "float64",
+            "max_abs / rms; null when rms is 0. Source: crest factor of signal processing",
+            "relative",
+        ),
+        Column(
+            "aimer",
+            "float64",
+            "mean_abs / rms; null when rms is 0; 0.798 for normal weights. Source: AIMER, arXiv "
+            "2603.18492, which pools gate, up and down",
+            "relative",
+        ),
         Column("n_zero", "int64", "elements equal to 0 (either sign)", "elements"),
         Column(
             "n_denormal", "int64", "elements that are denormal in the type measured", "elements"
