@@ -7,13 +7,12 @@ import numpy as np
 
 from moe_weights.decode.block_scale import block_shape_of
 from moe_weights.decode.fp8 import Fp8
-from moe_weights.decode.stored_tensor import EncodingRefusal, RefusalKind, StoredTensor
 from tests.support.scaled_codes import (
-    context_of,
     decode_all,
     decode_cut,
     e4m3,
     fill,
+    random_bytes,
 )
 
 E4M3 = ml_dtypes.float8_e4m3fn
@@ -21,21 +20,14 @@ BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 W, S = "m.experts.0.up_proj.weight", "m.experts.0.up_proj.weight_scale_inv"
 
 
-def codes_of(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    codes = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+def codes_of(shape: tuple[int, ...]) -> np.ndarray:
+    codes = random_bytes(shape)
     codes[codes & 0x7F == 0x7F] = 0x7E  # no NaN
     return codes
 
 
 def scales_of(shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).uniform(1e-4, 1e-2, shape).astype(np.float32)
-
-
-def claim(
-    tensors: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, object] | None = None
-) -> StoredTensor | EncodingRefusal | None:
-    context = context_of(tensors, config)
-    return Fp8().claim(next(iter(context.by_name.values())), context)
 
 
 class GoldenValues(unittest.TestCase):
@@ -247,278 +239,6 @@ class DamagedScales(unittest.TestCase):
     def test_scales_beyond_float32_become_infinite(self) -> None:
         arrays = {W: np.array([[1, 2]], dtype=E4M3), S: np.array(1e300)}
         np.testing.assert_array_equal(decode_all(Fp8(), arrays, W)[1], [[np.inf, np.inf]])
-
-
-class NamesOfScales(unittest.TestCase):
-    def test_every_name_that_writers_use_is_found(self) -> None:
-        x = "a.b.w1"
-        for weights, scale in (
-            (f"{x}.weight", f"{x}.weight_scale_inv"),
-            (f"{x}.weight", f"{x}.weight_scale"),
-            (f"{x}.weight", f"{x}.scale"),
-            (f"{x}.weight", f"{x}.qscale_weight"),
-            ("e.gate_up_proj", "e.gate_up_proj_scale_inv"),
-            ("e.gate_up_proj", "e.gate_up_proj_scale"),
-            ("e.gate_up_proj", "e.gate_up_proj_weight_scale"),
-            ("moe.down_proj.weight", "moe.down_proj.weight_scale_inv"),
-            ("e.w13_weight", "e.w13_weight_scale"),
-        ):
-            claimed = claim({weights: ("F8_E4M3", (256, 128)), scale: ("F32", (2, 1))}, BLOCK_128)
-            assert isinstance(claimed, StoredTensor)
-            self.assertEqual(claimed.name, weights)
-            self.assertEqual(claimed.encoding, "fp8")
-            self.assertEqual([header.name for _role, header in claimed.companions], [scale])
-
-    def test_scales_of_activations_are_explained_by_the_weights(self) -> None:
-        claimed = claim(
-            {
-                "x.weight": ("F8_E4M3", (4, 8)),
-                "x.weight_scale": ("F32", ()),
-                "x.input_scale": ("F32", (1,)),
-                "x.output_scale": ("F32", ()),
-                "x.pre_quant_scale": ("F32", (8,)),
-                "y.input_scale": ("F32", ()),
-            }
-        )
-        assert isinstance(claimed, StoredTensor)
-        self.assertEqual(
-            [(role, header.name) for role, header in claimed.companions],
-            [
-                ("scale", "x.weight_scale"),
-                ("input_scale", "x.input_scale"),
-                ("input_scale_2", "x.output_scale"),
-                ("input_scale_3", "x.pre_quant_scale"),
-            ],
-        )
-
-    def test_activation_scales_of_a_stack_must_be_cut_like_it(self) -> None:
-        claimed = claim(
-            {
-                "gate_up_proj": ("F8_E4M3", (4, 6, 8)),
-                "gate_up_proj_scale": ("F32", (4,)),
-                "gate_up_proj_input_scale": ("F32", (4,)),
-                "gate_up_proj_pre_quant_scale": ("F32", (8,)),
-            }
-        )
-        assert isinstance(claimed, StoredTensor)
-        names = [header.name for _role, header in claimed.companions]
-        self.assertEqual(names, ["gate_up_proj_scale", "gate_up_proj_input_scale"])
-
-
-class OtherTensors(unittest.TestCase):
-    def test_tensors_of_other_kinds_are_left_alone(self) -> None:
-        for code, shape in (
-            ("BF16", (4, 4)),
-            ("U8", (4, 4)),
-            ("F8_E8M0", (4, 4)),
-            ("F8_E4M3", (4,)),
-        ):
-            self.assertIsNone(claim({"x.weight": (code, shape), "x.weight_scale": ("F32", ())}))
-
-    def test_group_scales_of_fp4_weights_belong_to_those(self) -> None:
-        for weights, scale in (
-            ("x.weight", "x.weight_scale"),
-            ("x.weight_packed", "x.weight_scale"),
-            ("gate_up_proj", "gate_up_proj_weight_scale"),
-        ):
-            self.assertIsNone(claim({scale: ("F8_E4M3", (4, 2)), weights: ("U8", (4, 16))}))
-
-
-class Refusals(unittest.TestCase):
-    def refuse(
-        self,
-        tensors: dict[str, tuple[str, tuple[int, ...]]],
-        kind: RefusalKind,
-        cause: str,
-        config: dict[str, object] | None = None,
-    ) -> None:
-        refusal = claim(tensors, config)
-        assert isinstance(refusal, EncodingRefusal), refusal
-        self.assertEqual((refusal.kind, refusal.cause), (kind, cause))
-        found = [name for name in tensors if name != refusal.header.name]
-        self.assertEqual([header.name for header in refusal.companions], found)
-
-    def test_no_scale(self) -> None:
-        self.refuse(
-            {"x.weight": ("F8_E4M3", (4, 4))},
-            RefusalKind.MISSING_COMPANION,
-            "weights x.weight F8_E4M3 [4, 4] have no scale; looked for x.weight_scale_inv, "
-            "x.weight_scale, x.scale_inv, x.scale, x.qscale_weight",
-        )
-
-    def test_scales_that_have_lost_their_weights(self) -> None:
-        self.refuse(
-            {"x.weight_scale": ("F8_E4M3", (4, 4))},
-            RefusalKind.MISSING_COMPANION,
-            "scales x.weight_scale F8_E4M3 [4, 4] have no weights; looked for x.weight, "
-            "x.weight_packed",
-        )
-
-    def test_two_scales(self) -> None:
-        self.refuse(
-            {
-                "x.weight": ("F8_E4M3", (4, 4)),
-                "x.weight_scale_inv": ("F32", ()),
-                "x.scale": ("F32", ()),
-            },
-            RefusalKind.BAD_COMPANION,
-            "weights x.weight F8_E4M3 [4, 4] have several scales: x.weight_scale_inv F32 [], "
-            "x.scale F32 []; which one counts is not known",
-        )
-
-    def test_a_zero_point(self) -> None:
-        self.refuse(
-            {
-                "x.weight": ("F8_E4M3", (4, 4)),
-                "x.weight_scale": ("F32", ()),
-                "x.weight_zero_point": ("F8_E4M3", ()),
-            },
-            RefusalKind.BAD_COMPANION,
-            "weights x.weight F8_E4M3 [4, 4] have a zero point x.weight_zero_point F8_E4M3 []; "
-            "FP8 with zero points is not understood",
-        )
-
-    def test_a_scale_of_no_scale_type(self) -> None:
-        self.refuse(
-            {"x.weight": ("F8_E4M3", (4, 4)), "x.weight_scale": ("I32", ())},
-            RefusalKind.BAD_COMPANION,
-            "scale x.weight_scale I32 [] does not fit weights x.weight F8_E4M3 [4, 4]",
-        )
-
-    def test_a_scale_of_the_wrong_shape_names_the_right_one(self) -> None:
-        self.refuse(
-            {"x.weight": ("F8_E4M3", (2, 300, 140)), "x.weight_scale_inv": ("F32", (2, 2, 2))},
-            RefusalKind.BAD_COMPANION,
-            "scale x.weight_scale_inv F32 [2, 2, 2] does not fit weights x.weight F8_E4M3 "
-            "[2, 300, 140]; weight_block_size [128, 128] of config.json asks for [2, 3, 2]",
-            BLOCK_128,
-        )
-
-    def test_scales_that_have_lost_entries_never_pass_for_coarser_ones(self) -> None:
-        for shape, scale_shapes in (
-            ((256, 256), [(1, 1), (1,), (), (1, 2), (2, 1), (3, 2), (2,), (256,)[:0]]),
-            ((256, 512), [(4, 2), (2, 3), (1, 4), (2, 2), (1, 1)]),
-            ((384, 384), [(2, 2), (3, 2), (1, 1)]),
-            ((512, 512), [(2, 2), (1, 1), (3, 4), (16,)]),
-            ((64, 512), [(1, 1), (1, 2), (1,)]),
-            ((4, 256, 128), [(4, 1, 1), (4,), (), (1,), (3, 2, 1), (1, 2, 1), (4, 1, 2), (2, 1)]),
-            ((4, 128, 128), [(1,), (), (1, 1, 1), (3, 1, 1), (3,)]),
-        ):
-            for scale_shape in scale_shapes:
-                with self.subTest(shape=shape, scale_shape=scale_shape):
-                    refusal = claim(
-                        {
-                            "x.weight": ("F8_E4M3", shape),
-                            "x.weight_scale_inv": ("F32", scale_shape),
-                        },
-                        BLOCK_128,
-                    )
-                    self.assertIsInstance(refusal, EncodingRefusal)
-
-    def test_exponents_that_have_lost_columns_never_pass_for_wider_groups(self) -> None:
-        for scale_shape in ((192, 5), (192, 3), (192, 20), (96, 5), (4, 10, 320)):
-            refusal = claim(
-                {
-                    "x.weight": ("F8_E4M3", (192, 320)),
-                    "x.weight_scale": ("U8", scale_shape),
-                }
-            )
-            self.assertIsInstance(refusal, EncodingRefusal, scale_shape)
-
-    def test_shapes_that_fit_two_readings_or_none(self) -> None:
-        for shape, scale_shape in (
-            ((3, 5, 5), (3, 5)),  # rows or columns?
-            ((3, 6, 5), (3, 2)),  # one for gate, one for up?
-            ((3, 6, 5), (3, 5, 1)),
-            ((3, 6, 5), (2,)),
-            ((6, 5), (5,)),
-            ((6, 5), (1, 5)),
-            ((256, 512), (4, 2)),  # 64 x 256
-            ((256, 256), (2, 2, 1)),
-        ):
-            with self.subTest(shape=shape, scale_shape=scale_shape):
-                refusal = claim(
-                    {"x.weight": ("F8_E4M3", shape), "x.weight_scale": ("F32", scale_shape)}
-                )
-                self.assertIsInstance(refusal, EncodingRefusal)
-
-    def test_halves_of_a_fused_tensor_or_blocks(self) -> None:
-        name = "m.experts.gate_up_proj"
-        for shape, block in (((3, 160, 64), 128), ((3, 96, 48), 64), ((3, 48, 8), 32)):
-            for config in ({}, {"quant_method": "fp8"}):
-                refusal = claim(
-                    {name: ("F8_E4M3", shape), f"{name}_scale_inv": ("F32", (3, 2, 1))}, config
-                )
-                assert isinstance(refusal, EncodingRefusal), refusal
-                self.assertEqual(refusal.kind, RefusalKind.AMBIGUOUS_ENCODING)
-                self.assertEqual(
-                    refusal.cause,
-                    f"scale {name}_scale_inv F32 [3, 2, 1] of weights {name} F8_E4M3 "
-                    f"{list(shape)} is one for each half of the rows, or one for each block "
-                    f"of [{block}, {block}]; weight_block_size in the quantization_config of "
-                    "config.json would tell (null means halves)",
-                )
-
-    def test_halves_of_what_has_no_known_halves(self) -> None:
-        for name, shape in (
-            ("m.experts.gate_up_proj", (3, 7, 4)),
-            ("m.experts.down_proj", (3, 8, 4)),
-            ("m.experts.w13_weight", (3, 8, 4)),
-        ):
-            scale = f"{name.removesuffix('_weight')}_scale_inv"
-            refusal = claim({name: ("F8_E4M3", shape), scale: ("F32", (3, 2, 1))})
-            assert isinstance(refusal, EncodingRefusal), refusal
-            self.assertEqual(
-                refusal.cause,
-                f"scale {scale} F32 [3, 2, 1] does not fit weights {name} F8_E4M3 {list(shape)}",
-            )
-            self.assertEqual(refusal.kind, RefusalKind.BAD_COMPANION)
-
-
-class SchemesOfCompressedTensors(unittest.TestCase):
-    def fits(self, shape: tuple[int, ...], scale: tuple[int, ...], *weights: object) -> object:
-        claimed = claim(
-            {"x.weight": ("F8_E4M3", shape), "x.weight_scale": ("BF16", scale)},
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {
-                    f"group_{n}": {"weights": scheme} for n, scheme in enumerate(weights)
-                },
-            },
-        )
-        return claimed.option("block") if isinstance(claimed, StoredTensor) else None
-
-    def test_a_declared_strategy_is_the_only_one_that_fits(self) -> None:
-        float8 = {"type": "float", "num_bits": 8}
-        tensor, channel = float8 | {"strategy": "tensor"}, float8 | {"strategy": "channel"}
-        block = float8 | {"strategy": "block", "block_structure": [128, 128]}
-        group = float8 | {"strategy": "group", "group_size": 32}
-        shape = (256, 192)
-        self.assertEqual(self.fits(shape, (1,), tensor), shape)
-        self.assertEqual(self.fits(shape, (), tensor), shape)
-        self.assertEqual(self.fits((3, 4, 5), (3, 1, 1), tensor), (4, 5))
-        self.assertEqual(self.fits((3, 4, 5), (3,), tensor), (4, 5))
-        self.assertEqual(self.fits((3, 4, 5), (1,), tensor), (4, 5))
-        self.assertEqual(self.fits(shape, (256, 1), channel), (1, 192))
-        self.assertEqual(self.fits(shape, (256,), channel), (1, 192))
-        self.assertEqual(self.fits(shape, (2, 2), block), (128, 128))
-        self.assertEqual(self.fits(shape, (256, 6), group), (1, 32))
-        self.assertEqual(self.fits(shape, (256, 1), tensor, channel), (1, 192))
-        for scheme, fitting in (
-            (tensor, (1,)),
-            (channel, (256, 1)),
-            (block, (2, 2)),
-            (group, (256, 6)),
-        ):
-            for scale in {(1,), (256, 1), (2, 2), (256, 6), (2, 1)} - {fitting}:
-                self.assertIsNone(self.fits(shape, scale, scheme), (scheme, scale))
-
-    def test_schemes_of_other_types_leave_it_to_the_shapes(self) -> None:
-        int4 = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 32}
-        unknown = {"type": "float", "num_bits": 8, "strategy": "attn_head"}
-        nvfp4 = {"type": "float", "num_bits": 4, "strategy": "tensor_group"}
-        for schemes in ((), (int4,), (unknown,), (nvfp4,), (None,)):
-            self.assertEqual(self.fits((256, 192), (256, 1), *schemes), (1, 192))
 
 
 if __name__ == "__main__":
