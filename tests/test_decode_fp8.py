@@ -7,13 +7,7 @@ import numpy as np
 
 from moe_weights.decode.block_scale import block_shape_of
 from moe_weights.decode.fp8 import Fp8
-from tests.support.scaled_codes import (
-    decode_all,
-    decode_cut,
-    e4m3,
-    fill,
-    random_bytes,
-)
+from tests.support.scaled_codes import decode_all, decode_cut, e4m3, fill, random_bytes
 
 E4M3 = ml_dtypes.float8_e4m3fn
 BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
