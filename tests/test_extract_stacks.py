@@ -9,12 +9,8 @@ from typing import Any
 from moe_weights.config.preset import find_preset
 from moe_weights.extract.plan import ExtractionPlan
 from tests.support.extraction import make_headers, make_rule, plan_headers, rules, stacks_of
+from tests.support.ledgers import SHAPES
 
-SHAPES: Mapping[str, tuple[int, int]] = {
-    "gate_proj": (6, 8),
-    "up_proj": (6, 8),
-    "down_proj": (8, 6),
-}
 SIZES: dict[str, Any] = {
     "model_type": "qwen3_moe",
     "num_experts": 2,

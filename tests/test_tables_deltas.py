@@ -162,11 +162,16 @@ class DuplicateMatrices(unittest.TestCase):
         self.assertIn("layer=-1, block4=null, ", str(caught.exception))
 
     def test_are_not_rows_of_other_schemes_or_stacks(self) -> None:
-        check_unique_matrices(pd.DataFrame([quant_row(scheme="a"), quant_row(scheme="b")]))
-        check_unique_matrices(pd.DataFrame([quant_row(stack="model"), quant_row(stack="mtp")]))
+        for key, one, other in (("scheme", "a", "b"), ("stack", "model", "mtp")):
+            check_unique_matrices(pd.DataFrame([quant_row(**{key: x}) for x in (one, other)]))
+            with self.assertRaises(InvalidDataError):
+                check_unique_matrices(pd.DataFrame([quant_row(**{key: one})] * 2))
 
     def test_are_not_asked_for_without_the_keys(self) -> None:
-        check_unique_matrices(pd.DataFrame({"layer": [0, 0]}))
+        rows = pd.DataFrame([quant_row()] * 2)
+        check_unique_matrices(rows[["layer"]])
+        with self.assertRaises(InvalidDataError):
+            check_unique_matrices(rows)
 
 
 if __name__ == "__main__":
