@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_weights.extract.coverage import CoverageEntry
+from moe_weights.extract.coverage import CoverageEntry, CoverageStatus
 from tests.support.extraction import make_header, make_preset, make_rule, rules
 from tests.support.ledgers import CONFIG, SHAPES, LedgerCase, experts, name_of
 
@@ -22,7 +22,7 @@ class Complete(LedgerCase):
                 found_experts=2,
                 expected_shape=(8, 6),
                 found_shape=(8, 6),
-                status=coverage.entries[0].status,
+                status=CoverageStatus.COMPLETE,
             ),
         )
         self.assertEqual(
