@@ -229,8 +229,10 @@ class Findings(unittest.TestCase):
         self.assertEqual(
             self.messages(coverage_of(tensors)),
             [
-                "[coverage] missing: 1 (layer, projection) pairs (text layer 1 up_proj: 1 of 2 "
-                "experts)"
+                (
+                    "[coverage] missing: 1 (layer, projection) pairs (text layer 1 up_proj: 1 of 2 "
+                    "experts)"
+                )
             ],
         )
 

@@ -117,8 +117,10 @@ class Lines(unittest.TestCase):
         self.assertEqual(
             self.texts(event(), event(rule_name="s"), event(rule_name="s")),
             [
-                "[proj] unmapped proj tokens kept raw: packed_split=0, proj_group=3 (unique=2, "
-                "occurrences=3). See logs/p.csv"
+                (
+                    "[proj] unmapped proj tokens kept raw: packed_split=0, proj_group=3 (unique=2, "
+                    "occurrences=3). See logs/p.csv"
+                )
             ],
         )
 

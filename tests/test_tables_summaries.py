@@ -213,7 +213,6 @@ class Aggregates(unittest.TestCase):
         self.assertEqual(column(table, "w_rel_fro__max"), [0.7, None])
         self.assertEqual(column(table, "bias_max__median"), [None, None])
 
-
     def test_are_null_where_they_lie_beyond_float64(self) -> None:
         rows = [stats_row(expert_id=expert, rms=1.5e308) for expert in range(2)]
         table = summary_of("A_weight_layer_summary", rows)
