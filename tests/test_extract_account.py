@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_weights.extract.account import Fate
-from tests.support.extraction import make_header, plan_headers
+from tests.support.extraction import make_header, make_rule, plan_headers, rules
 from tests.support.ledgers import SHAPES, LedgerCase, experts, name_of
 
 
@@ -91,3 +91,15 @@ class Bytes(LedgerCase):
         header = make_header(name_of(0, 0, "up_proj"), (6, 8), "F8_E4M3")
         for changes in ({}, {"scan.experts_only": False}):
             self.assertTrue(plan_headers([header], changes).measures_nothing_but_refused)
+
+
+class SideTensors(LedgerCase):
+    def test_count_where_the_rule_for_their_weights_names_experts(self) -> None:
+        scales = "model.layers.0.block.3.up_proj.scales"
+        pattern = r".*block\.(\d+)\.up_proj\.weight$"
+        for rule, counted in (
+            (make_rule(pattern, expert_group=1), [scales]),
+            (make_rule(pattern), []),
+        ):
+            plan = self.plan({scales: (4,)}, changes=rules(rule))
+            self.assertEqual([account.tensor for account in plan.accounts], counted)

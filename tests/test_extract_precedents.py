@@ -206,6 +206,31 @@ class Rules(PlanCase):
 
 
 class Forms(PlanCase):
+    def test_of_a_stored_order_of_their_own_are_decided_apart(self) -> None:
+        names = [TEMPLATES[0].format(a=1, b=b) for b in range(4)]
+        headers = [
+            make_header(name, (32, 64), offset=4096 * place, fortran_order=place % 2 == 1)
+            for place, name in enumerate(names)
+        ]
+        plan = self.assert_same(headers, model_config=MODEL)
+        strides = [(matrix.view.row_stride, matrix.view.col_stride) for matrix in plan.matrices]
+        self.assertEqual(strides, [(64, 1), (1, 32)] * 2)
+
+    def test_with_scales_count_their_bytes_each_time(self) -> None:
+        names = [TEMPLATES[0].format(a=1, b=b) for b in range(4)]
+        headers = [
+            header
+            for name in names
+            for header in (
+                make_header(name, (32, 64), "F8_E4M3"),
+                make_header(f"{name}_scale_inv", (1, 1), "F32"),
+            )
+        ]
+        plan = self.assert_same(headers, model_config=MODEL)
+        self.assertEqual([account.nbytes for account in plan.accounts], [32 * 64 + 4] * 4)
+        # One decision stands for all; scales are no tensors of their own.
+        self.assertEqual(self.n_covered(headers, model_config=MODEL), len(headers) - 1)
+
     def test_that_alternate_under_one_name_are_told_apart(self) -> None:
         shapes = itertools.cycle(((32, 64), (64, 32), (32, 64), (16, 64)))
         names = [TEMPLATES[0].format(a=1, b=b) for b in range(12)]
