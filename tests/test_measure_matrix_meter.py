@@ -241,6 +241,13 @@ class Codes(unittest.TestCase):
         )
 
 
+class Finish(unittest.TestCase):
+    def test_gives_the_same_numbers_again(self) -> None:
+        meter = MatrixMeter(2, 3, np.dtype(np.float16), make_settings())
+        meter.add(normal_matrix(2, 3, "float16"))
+        self.assertEqual(meter.finish(), meter.finish())
+
+
 class Misuse(unittest.TestCase):
     def setUp(self) -> None:
         self.meter = MatrixMeter(2, 4, np.dtype(np.float32), make_settings())

@@ -80,7 +80,8 @@ class RelativeErrors(unittest.TestCase):
                 cells([[1.0, 2.0]], [[bad, 2.0]])
             self.assertEqual(
                 str(caught.exception),
-                "a reconstructed weight is not finite; the weights are near the limit",
+                "a reconstructed weight is not finite: this scheme has no scale for weights near "
+                "the largest number of their type, or for a group of denormals",
             )
 
     def test_of_weights_that_are_not_finite_are_refused(self) -> None:

@@ -10,8 +10,15 @@ import pandas as pd
 
 from moe_weights.columns import Cell, Table
 from moe_weights.errors import InvalidDataError
+from moe_weights.quantize.error import ERROR_COLUMNS
 from moe_weights.tables.keys import group_rows, has_several_stacks, key_cells, with_block4
-from moe_weights.tables.summaries import SUMMARIES, Summary, summarise, without_shared
+from moe_weights.tables.summaries import (
+    QUANT_METRICS,
+    SUMMARIES,
+    Summary,
+    summarise,
+    without_shared,
+)
 from moe_weights.tables.writer import checked_values
 from tests.support.runs import METRICS, quant_row, stats_row
 
@@ -127,6 +134,9 @@ class Headers(unittest.TestCase):
             for declared in summarise(summary, pd.DataFrame(), by_stack=True).schema.columns:
                 self.assertTrue(declared.meaning, declared.name)
                 self.assertTrue(declared.unit or declared.name in {*summary.keys, "stack"})
+
+    def test_have_the_units_of_what_they_summarise(self) -> None:
+        self.assertEqual(QUANT_METRICS, {column.name: column.unit for column in ERROR_COLUMNS})
 
 
 class Aggregates(unittest.TestCase):
@@ -304,6 +314,18 @@ class Keys(unittest.TestCase):
             summary_of("A_weight_global_summary", [stats_row(rms="much")])
         self.assertTrue(
             str(caught.exception).startswith("matrix_stats.rms holds values that are not numbers (")
+        )
+
+    def test_refuse_rows_that_lack_a_column(self) -> None:
+        with self.assertRaises(InvalidDataError) as caught:
+            summarise(
+                BY_NAME["B_quant_global_summary"],
+                pd.DataFrame({"proj": ["up_proj"], "scheme": ["s"]}),
+                by_stack=True,
+            )
+        self.assertEqual(
+            str(caught.exception),
+            "quant_sim lacks the column stack; it has proj, scheme; run collect_data again",
         )
 
     def test_group_nothing_into_nothing(self) -> None:

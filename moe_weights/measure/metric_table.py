@@ -51,12 +51,15 @@ def group_outlier_columns(settings: MeasureSettings) -> tuple[Column, ...]:
     for size in settings.group_sizes:
         percentile_name, max_name = group_outlier_names(size, settings)
         ratio_text = f"max|w| / (mean|w| + eps) over groups of {size} consecutive columns"
+        null_text = (
+            f"null when C is not divisible by {size} or a denominator is 0; also when one is below "
+            "1e-286 in float64 weights that reach 1e240"
+        )
         columns.append(
             Column(
                 percentile_name,
                 "float64",
-                f"{settings.group_outlier_percentile}th percentile of {ratio_text}; "
-                f"null when C is not divisible by {size}",
+                f"{settings.group_outlier_percentile}th percentile of {ratio_text}; {null_text}",
                 "relative",
             )
         )
@@ -64,7 +67,7 @@ def group_outlier_columns(settings: MeasureSettings) -> tuple[Column, ...]:
             Column(
                 max_name,
                 "float64",
-                f"largest {ratio_text}; null when C is not divisible by {size}",
+                f"largest {ratio_text}; {null_text}",
                 "relative",
             )
         )
