@@ -11,6 +11,7 @@ import numpy as np
 from moe_weights.errors import BackendUnavailableError, UsageError
 from moe_weights.tracing import Intervention, TraceModelError, TraceRequest, trace_model
 from moe_weights.tracing.engine import ModelEngine
+from moe_weights.tracing.engines import open_engine
 from moe_weights.tracing.mlx_engine import load_mlx_engine
 from moe_weights.tracing.model_config import backend_of
 from moe_weights.tracing.torch_engine import load_torch_engine
@@ -20,6 +21,7 @@ from tests.support.fake_torch import (
     replaced_modules,
     write_fake_model,
 )
+from tests.support.odd_files import make_pipe, no_waiting
 from tests.support.runs import temporary_folder
 
 HAS_MLX = importlib.util.find_spec("mlx") is not None
@@ -113,6 +115,17 @@ class TorchEngines(unittest.TestCase):
         engine = self.load(loading={"unexpected_keys": ["a", "b"]})
         self.assertEqual(
             engine.model.notes, ("2 tensors of the checkpoint are not part of the model",)
+        )
+
+    def test_do_not_wait_for_a_config_that_is_a_pipe(self) -> None:
+        folder = temporary_folder(self)
+        make_pipe(folder / "config.json")
+        with no_waiting(), self.assertRaises(TraceModelError) as caught:
+            open_engine(str(folder))
+        self.assertEqual(
+            str(caught.exception),
+            f"{folder / 'config.json'}: it is a named pipe and no regular file; give a model "
+            "directory with a config.json",
         )
 
     def test_are_chosen_by_the_config(self) -> None:

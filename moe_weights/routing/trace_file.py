@@ -10,6 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.errors import OutputError, UsageError
 
 _BLOCK_BYTES = 65536
@@ -31,10 +32,12 @@ class TraceFile:
 
         Raises:
             UsageError: another process has it.
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or is no regular file.
         """
         self.path = path
         self._durable = durable
+        if os.path.lexists(path):
+            open_regular_file(path).close()
         # Unbuffered: a line that was written is the system's, whatever happens to the process.
         self._stream = path.open("a+b", buffering=0)
         try:

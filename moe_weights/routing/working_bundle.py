@@ -263,4 +263,4 @@ def working_path(run_dir: Path) -> Path:
 
 def _not_writable(folder: Path, error: OSError) -> OutputError:
     cause = error.strerror or str(error)
-    return OutputError(f"cannot write {folder}: {cause}; make the folder of bundles writable")
+    return OutputError(f"cannot write {folder}: {cause}; check the folder of bundles")
