@@ -206,6 +206,23 @@ class Vllm(ImportCase):
         self.assertIsNone(events[2]["layers"][1]["topk_indices"])
         self.assertEqual(events[2]["layers"][1]["num_active_experts"], 2)
 
+    def test_an_import_that_was_killed_is_begun_anew_and_a_capture_is_not_touched(self) -> None:
+        path = self.write("r.npy", CHOSEN)
+        working = self.folder / "run" / "routing" / ".run-bundle.working-vllm-import"
+        working.mkdir(parents=True)
+        (working / "raw_trace.ndjson").write_text("half a tok")
+        manifest = {"capture_config": {"method": "forward hooks"}}
+        (working / "manifest.json").write_text(json.dumps(manifest))
+        code, told = self.run_cli("vllm", path, "--prompt-tokens", 2)
+        self.assertEqual(code, 2)
+        self.assertIn("holds an unfinished run", told)
+        for config in (None, {"method": "import"}):
+            manifest = {"capture_config": config}
+            (working / "manifest.json").write_text(json.dumps(manifest))
+            code, told = self.run_cli("vllm", path, "--prompt-tokens", 2)
+            self.assertEqual(code, 2 if config is None else 0, told)
+        self.assertFalse(working.exists())
+
     def test_damaged_records_leave_nothing(self) -> None:
         outside, twice = CHOSEN.copy(), np.tile(np.arange(3), (5, 2, 1))
         outside[4, 1, 0] = 9
@@ -221,7 +238,7 @@ class Vllm(ImportCase):
             code, said = self.run_cli("vllm", path, "--prompt-tokens", 0)
             self.assertEqual(code, 1, said)
             self.assertIn(told, said)
-            self.assertEqual(list((self.folder / "run" / "routing").iterdir()), [])
+            self.assertFalse((self.folder / "run").exists())
 
     def test_what_contradicts_itself_is_refused(self) -> None:
         good = {"routed_experts": CHOSEN.tolist(), "prompt_token_ids": [7, 8, 9]}

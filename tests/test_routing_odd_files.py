@@ -15,7 +15,7 @@ from moe_weights.routing import (
     write_run_bundle,
 )
 from moe_weights.routing.importers.record_files import read_record
-from moe_weights.routing.working_bundle import working_path
+from moe_weights.routing.working_folder import working_path
 from tests.support.odd_files import NOT_FILES, make_dangling_link, make_pipe, no_waiting
 from tests.support.routing_bundles import make_bundle, make_event, make_manifest
 from tests.support.runs import temporary_folder

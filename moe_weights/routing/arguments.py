@@ -27,6 +27,12 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of the drawing, kept in the manifest")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument(
+        "--unfinished",
+        choices=("salvage", "discard"),
+        help="when an earlier capture of this id was killed or failed: salvage makes a bundle of "
+        "its tokens and captures nothing; discard removes them and captures anew",
+    )
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:

@@ -85,7 +85,7 @@ def load_capture_model(model_path: Path, *, device: str = "cpu") -> CaptureModel
         network = network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailableError(
-            f"device {device!r} cannot be used: {_first_line(error)}; use cpu"
+            f"device {device!r} cannot be used: {first_line(error)}; use cpu"
         ) from error
     tokenizer = None
     if any((model_path / name).is_file() for name in _TOKENIZER_FILES):
@@ -96,7 +96,7 @@ def load_capture_model(model_path: Path, *, device: str = "cpu") -> CaptureModel
         except Exception as error:
             # Each tokenizer class of the library raises errors of its own.
             raise CheckpointError(
-                f"{model_path}: its tokenizer cannot be loaded: {_first_line(error)}"
+                f"{model_path}: its tokenizer cannot be loaded: {first_line(error)}"
             ) from error
     return CaptureModel(
         network=network,
@@ -178,7 +178,7 @@ def _load_network(transformers: Any, model_path: Path) -> Any:
             )
         except Exception as error:
             # Each model class and file format of the library raises errors of its own.
-            refusals.append((error, f"{name}: {_first_line(error)}"))
+            refusals.append((error, f"{name}: {first_line(error)}"))
             continue
         for what in ("missing_keys", "mismatched_keys"):
             names = sorted(map(str, loading.get(what, ())))
@@ -209,6 +209,7 @@ def _import(name: str) -> Any:
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what kind of error it is and the first line of its text."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}"

@@ -17,13 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_weights.errors import InvalidDataError, UsageError
-from moe_weights.routing.artifacts import JsonObject
+from moe_weights.routing.artifacts import MANIFEST_FILE, JsonObject
 from moe_weights.routing.builders import build_manifest
+from moe_weights.routing.bundle_files import read_json_object
+from moe_weights.routing.issues import BundleError
 from moe_weights.routing.routed_layers import Phase, RoutedLayerInput, build_routed_token_event
+from moe_weights.routing.run_ids import bundle_path
 from moe_weights.routing.working_bundle import create_working_bundle
+from moe_weights.routing.working_folder import discard_working_bundle, working_path
 
 Array: TypeAlias = npt.NDArray[Any]
 
+IMPORT_METHOD = "import"  # in the manifest's capture_config
 _NOT_CAPTURED = ("selection_bias", "selection_scores", "group_limit", "shared_expert_weights")
 _NO_EXPERT = -1  # what engines fill unused places with
 
@@ -122,7 +127,7 @@ def write_recorded_bundle(
         derivation_version="motifs/v0.1.0",
         derivation_config_id="motifs/default",
         capture_config={
-            "method": "import",
+            "method": IMPORT_METHOD,
             **source,
             "moe_layers": [
                 {"moe_ordinal": ordinal, "layer_index": layer, "axis_place": place}
@@ -131,6 +136,7 @@ def write_recorded_bundle(
         },
         bundle_version="v0.2.0",
     )
+    _discard_killed_import(root_dir, run_id)
     with create_working_bundle(root_dir, manifest, durable=False) as bundle:
         try:
             for event in _to_events(tokens, run_id, places, model.n_experts):
@@ -142,6 +148,17 @@ def write_recorded_bundle(
         except BaseException:
             bundle.discard()  # the source is still there: nothing is worth keeping
             raise
+
+
+def _discard_killed_import(root_dir: Path, run_id: str) -> None:
+    """Remove what an import left that was killed: its source is still there to be read again."""
+    path = working_path(bundle_path(root_dir, run_id)) / MANIFEST_FILE
+    try:
+        config = read_json_object(path).get("capture_config")
+    except BundleError:
+        return  # nothing there, or nothing that is known to be an import
+    if isinstance(config, dict) and config.get("method") == IMPORT_METHOD:
+        discard_working_bundle(root_dir, run_id)
 
 
 def to_choices(values: object, what: str) -> Array:
