@@ -211,7 +211,10 @@ def _entry_problems(item: ArrayEntry, array: Array) -> list[DocumentProblem]:
 
 def _agree(found: JsonValue, told: JsonValue) -> bool:
     if isinstance(found, (int, float)) and isinstance(told, (int, float)):
-        return math.isclose(found, told, rel_tol=_SUMMARY_RELATIVE_TOLERANCE, abs_tol=1e-30)
+        try:
+            return math.isclose(found, told, rel_tol=_SUMMARY_RELATIVE_TOLERANCE, abs_tol=1e-30)
+        except OverflowError:  # the document says an integer beyond the largest float
+            return False
     return found is told
 
 

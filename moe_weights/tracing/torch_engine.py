@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.errors import BackendUnavailableError
 from moe_weights.tracing.capability import declared_capability
 from moe_weights.tracing.captures import Array
-from moe_weights.tracing.engine import LoadedModel, ModelPass, TraceModelError
+from moe_weights.tracing.engine import (
+    DeviceUnavailableError,
+    LoadedModel,
+    ModelPass,
+    TraceModelError,
+)
 from moe_weights.tracing.model_config import (
     decoder_layer_count,
     read_model_config,
@@ -210,7 +214,7 @@ def torch_device(torch: Any, device: str) -> str:
     """Return PyTorch's name of a device.
 
     Raises:
-        BackendUnavailableError: PyTorch does not see one.
+        DeviceUnavailableError: PyTorch does not see one.
     """
     available = {
         "cpu": lambda: True,
@@ -218,7 +222,7 @@ def torch_device(torch: Any, device: str) -> str:
         "mps": torch.backends.mps.is_available,
     }
     if device not in available or not available[device]():
-        raise BackendUnavailableError(f"device {device!r} is not there; use cpu")
+        raise DeviceUnavailableError(f"device {device!r} is not there; use cpu")
     return "cuda:0" if device == "cuda" else device
 
 
