@@ -22,6 +22,7 @@ from moe_weights.routing.artifacts import (
     RAW_TRACE_FILE,
     ArtifactName,
     JsonObject,
+    payload_version,
 )
 from moe_weights.routing.bundle_checks import BundleChecks
 from moe_weights.routing.bundle_files import (
@@ -232,10 +233,13 @@ class _Walk:
     ) -> Iterator[tuple[JsonObject, str]]:
         """Give each payload that satisfies its schema, with `<file>:<line>`."""
         path = self._reader.run_dir / name
+        version = payload_version("manifest", self._reader.manifest)
         try:
             with open_regular_file(path) as stream:
                 for number, (payload, place) in enumerate(iter_ndjson(stream, path)):
-                    issues = find_schema_issues(artifact, payload, f"{location}[{number}]", place)
+                    issues = find_schema_issues(
+                        artifact, payload, f"{location}[{number}]", place, version
+                    )
                     if issues or artifact == "derived_event":
                         check_line_values(payload, place)
                     self._schema_issues += issues

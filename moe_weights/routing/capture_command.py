@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_weights.errors import CheckpointError, MoeWeightsError, UsageError
-from moe_weights.routing.builders import build_manifest
+from moe_weights.routing.builders import build_manifest, check_text
 from moe_weights.routing.bundle_writer import refuse_existing
 from moe_weights.routing.capture import RoutingCapture, describe_capture
 from moe_weights.routing.capture_blocks import find_moe_blocks
@@ -93,6 +93,9 @@ def capture(options: CaptureOptions) -> int:
     if options.unfinished == "discard" and discard_working_bundle(root, options.run_id):
         _tell(options, f"removed a capture that was not finished: {options.run_id}")
     refuse_unfinished_capture(root, options.run_id)
+    # Loading may take minutes: what the manifest would refuse is refused before.
+    check_text(options.prompt, "prompt")
+    check_text(_model_id(options), "model_id")
     model = load_capture_model(Path(options.model), device=options.device)
     run_dir, n_prompt, n_generated = capture_generation(model, root, options)
     _tell(options, f"wrote {run_dir}: {n_prompt} prompt tokens, {n_generated} generated tokens")
@@ -122,7 +125,7 @@ def capture_generation(
     network = model.network
     blocks = find_moe_blocks(network)
     prompt_ids = model.tokenize(options.prompt)
-    model_id = options.model_id or Path(options.model).resolve().name
+    model_id = _model_id(options)
     manifest = build_manifest(
         run_id=options.run_id,
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -188,6 +191,10 @@ def _keep_or_discard(bundle: WorkingBundle) -> str:
 def _tell(options: CaptureOptions, text: str) -> None:
     if not options.quiet:
         sys.stdout.write(f"{text}\n")
+
+
+def _model_id(options: CaptureOptions) -> str:
+    return options.model_id or Path(options.model).resolve().name
 
 
 def _own_version() -> str:

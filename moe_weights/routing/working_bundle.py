@@ -23,7 +23,13 @@ from moe_weights.atomic_files import (
     write_text_atomic,
 )
 from moe_weights.errors import MoeWeightsError
-from moe_weights.routing.artifacts import LAYOUT_FILE, MANIFEST_FILE, RAW_TRACE_FILE, JsonObject
+from moe_weights.routing.artifacts import (
+    LAYOUT_FILE,
+    MANIFEST_FILE,
+    RAW_TRACE_FILE,
+    JsonObject,
+    payload_version,
+)
 from moe_weights.routing.builders import build_layer_grid_layout
 from moe_weights.routing.bundle_checks import BundleChecks
 from moe_weights.routing.bundle_files import iter_ndjson, load_json_artifact
@@ -86,6 +92,7 @@ class WorkingBundle:
         self._trace = trace
         self._made_folders = tuple(made_folders)
         self._checks = BundleChecks(manifest)
+        self._version = payload_version("manifest", manifest)
 
     def __enter__(self) -> WorkingBundle:
         """Return itself."""
@@ -122,7 +129,7 @@ class WorkingBundle:
             OutputError: it cannot be written; the trace is as it was before.
         """
         place = f"raw_events[{self.n_events}]"
-        issues = find_schema_issues("raw_event", event, place, place)
+        issues = find_schema_issues("raw_event", event, place, place, self._version)
         if issues:
             raise schema_error(issues)
         texts = {"run_id": event["run_id"], "token_text": event["token_text"]}
@@ -198,7 +205,7 @@ class WorkingBundle:
             _LOG.warning("%s: cut off %d bytes of a token", path, self.n_dropped_bytes)
         with open_regular_file(path) as lines:
             for event, place in iter_ndjson(lines, path):
-                issues = find_schema_issues("raw_event", event, "raw_event", place)
+                issues = find_schema_issues("raw_event", event, "raw_event", place, self._version)
                 if issues:
                     raise schema_error(issues)
                 contradictions = self._checks.find_raw_event_issues(event, place)

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.routing.artifacts import MANIFEST_FILE, JsonObject
-from moe_weights.routing.builders import build_manifest
+from moe_weights.routing.builders import build_manifest, check_text
 from moe_weights.routing.bundle_files import read_json_object
 from moe_weights.routing.issues import BundleError
+from moe_weights.routing.layer_trace import check_integer
 from moe_weights.routing.routed_layers import Phase, RoutedLayerInput, build_routed_token_event
 from moe_weights.routing.run_ids import bundle_path
 from moe_weights.routing.working_bundle import create_working_bundle
@@ -42,12 +43,34 @@ class RoutedModel:
         n_experts: N, routed experts of a layer.
         moe_layers: Decoder layers that have routed experts, ascending.
         n_layers: Decoder layers; None when not known.
+
+    Raises:
+        UsageError: numbers that contradict one another, or an empty name.
+        TypeError: a number that is no integer.
     """
 
     model_id: str
     n_experts: int
     moe_layers: tuple[int, ...]
     n_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no model."""
+        check_text(self.model_id, "model_id")
+        check_integer(self.n_experts, "n_experts", minimum=1)
+        for layer in self.moe_layers:
+            check_integer(layer, "moe_layers", minimum=0)
+        if not self.moe_layers or list(self.moe_layers) != sorted(set(self.moe_layers)):
+            raise UsageError(
+                f"moe_layers are {list(self.moe_layers)[:8]}; give at least one, ascending"
+            )
+        if self.n_layers is not None:
+            check_integer(self.n_layers, "n_layers", minimum=1)
+            if self.moe_layers[-1] >= self.n_layers:
+                raise UsageError(
+                    f"layer {self.moe_layers[-1]} has experts, the model has {self.n_layers} "
+                    "decoder layers (from 0)"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,6 +203,17 @@ def to_choices(values: object, what: str) -> Array:
             f"{what} must be integers of shape [tokens, layers, k], got {array.dtype} "
             f"{list(array.shape)}"
         )
+    return to_int64(array, what)
+
+
+def to_int64(array: Array, what: str) -> Array:
+    """Return integers as int64.
+
+    Raises:
+        InvalidDataError: one is beyond it; a cast would make it negative without a word.
+    """
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InvalidDataError(f"{what} holds {array.max()}, beyond 64 bits with a sign")
     return array.astype(np.int64)
 
 
