@@ -53,6 +53,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
             as before.
     """
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{next(_WRITE_NUMBERS)}")
+    _refuse_special(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -245,6 +246,25 @@ def remove_temporary_siblings(folder: Path) -> int:
                 _remove_quietly(Path(parent) / name)
                 removed += 1
     return removed
+
+
+def _refuse_special(target: Path) -> None:
+    """Refuse what a rename would destroy: a device such as /dev/stdout, a pipe, a socket.
+
+    Raises:
+        OutputError: it is one.
+    """
+    try:
+        kind = stat.S_IFMT(target.stat().st_mode)
+    except OSError:
+        return  # nothing there, or what the write itself will tell
+    # With output sent to a file, /dev/stdout is that file; the name itself would be replaced.
+    if kind in _KINDS_OF_FILES or str(target.absolute().parent) in {"/dev", "/dev/fd"}:
+        what = _KINDS_OF_FILES.get(kind, "no file of its own")
+        raise OutputError(
+            f"cannot write {target}: it is {what}, and writing would replace it; give the path of "
+            "a file"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -96,8 +96,8 @@ class OlmoeLogits(unittest.TestCase):
                 2,
                 InvalidDataError,
                 (
-                    f"{name}[3] of shape (1,) has 1 experts, num_active_experts is 2; no more can be "
-                    "chosen than there are"
+                    f"{name}[3] of shape (1,) has 1 experts, num_active_experts is 2; no more "
+                    "can be chosen than there are"
                 ),
             ),
         ):
@@ -192,6 +192,10 @@ class Builders(unittest.TestCase):
             ({"model_id": "a\udcff"}, f"model_id: {half}"),
             ({"prompt_text": None}, "prompt_text must be text, got NoneType"),
             ({"model_id": 7}, "model_id must be text, got int"),
+            (
+                {"capture_config": [("a", 1)]},
+                "capture_config must be a mapping, got list",
+            ),
             (
                 {"bundle_version": "v0.3.0"},
                 "bundle_version is 'v0.3.0'; known are v0.1.0, v0.2.0",
@@ -297,8 +301,8 @@ class Versions(unittest.TestCase):
             validate_artifact_schema("raw_event", make_event() | {"schema_version": 7}),
             [
                 (
-                    "raw_event.schema_version: got 7, but the event has the form of raw/v0.1.0; write "
-                    '"raw/v0.1.0"'
+                    "raw_event.schema_version: got 7, but the event has the form of raw/v0.1.0; "
+                    'write "raw/v0.1.0"'
                 )
             ],
         )

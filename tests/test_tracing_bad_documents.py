@@ -279,6 +279,17 @@ class MemberContent(BadCase):
         place = "$.captures[0].arrays.hidden_states"
         self.assertEqual(self.with_member(b"\x93NUMPY"), [f"arrays/npy_unreadable @ {place}"])
 
+    def test_that_claims_more_than_any_memory_is_refused(self) -> None:
+        place = "$.captures[0].arrays.hidden_states"
+        for shape in ((2**42, 2**10), (2**62, 2**62)):
+            stream = io.BytesIO()
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            with self.subTest(shape):
+                self.assertEqual(
+                    self.with_member(stream.getvalue()), [f"arrays/npy_unreadable @ {place}"]
+                )
+
     def test_of_another_byte_order_is_refused(self) -> None:
         stream = io.BytesIO()
         np.lib.format.write_array(stream, np.zeros((5, 16), ">f4"))

@@ -201,6 +201,32 @@ class Values(unittest.TestCase):
         with self.assertRaises(InvalidDataError):
             capture_model(ToyEngine(), (1,), decode_steps=-1)
 
+    def test_of_notes_are_text_of_a_few_levels(self) -> None:
+        deep: dict[str, Any] = {}
+        for _ in range(40):
+            deep = {"a": [deep]}
+        endless: list[Any] = []
+        endless.append(endless)
+        for notes, told in (
+            ({"a": ["b\udcff"]}, "metadata.a[0]: character 1 is no Unicode text"),
+            ({"\udcff": 1}, "metadata: character 0 is no Unicode text"),
+            (deep, "nested deeper than 32"),
+            ({"a": endless}, "nested deeper than 32"),
+        ):
+            with self.subTest(told), self.assertRaises(InvalidDataError) as caught:
+                TraceRequest(trace_id="t", input_text="a", metadata=notes)  # type: ignore[arg-type]
+            self.assertIn(told, str(caught.exception))
+
+    def test_of_prompts_are_text(self) -> None:
+        hook = MockInferenceHook()
+        for position, name in enumerate(("prompt", "baseline_url", "target_url")):
+            texts = ["a", "b", "c"]
+            texts[position] = "\udcff"
+            with self.assertRaisesRegex(UsageError, f"{name}: character 0 is no Unicode text"):
+                run_trace(hook, hook, *texts)  # type: ignore[arg-type]
+        with self.assertRaisesRegex(InvalidDataError, "prompt: character 0 is no Unicode text"):
+            CaptureSet(num_layers=1, prompt="\udcff")
+
     def test_of_token_ids_name_the_one_that_is_wrong(self) -> None:
         for ids, wrong in (((1, 64, 2), 64), ((1, -5, 63), -5)):
             with self.assertRaises(InvalidDataError) as caught:

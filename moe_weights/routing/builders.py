@@ -83,6 +83,11 @@ def build_manifest(
             f"created_at {created_at!r} is not an RFC 3339 date-time with an offset; write it "
             "like 2026-03-21T12:00:00Z"
         )
+    for name, config in {
+        "generation_config": generation_config, "capture_config": capture_config,
+    }.items():  # fmt: skip
+        if config is not None and not isinstance(config, Mapping):
+            raise UsageError(f"{name} must be a mapping, got {type(config).__name__}")
     return {
         "schema_version": f"manifest/{bundle_version}",
         "run_id": run_id,

@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_weights.routing.group_checks import find_group_faults, scores_for_choice
 from moe_weights.routing.probabilities import (
+    EPSILON,
     TOLERANCE,
     is_close,
     normalized_entropy,
@@ -43,8 +44,6 @@ ALWAYS_APPLY = (
 )
 DISTRIBUTION_FIELDS = ("entropy", "normalized_entropy", "top1_prob", "top1_top2_margin")
 _PER_EXPERT = ("router_logits", "router_probs", "selection_bias", "selection_scores")
-# Distance of 1 to the next number of the dtype, relative.
-_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def find_router_layer_faults(layer: dict[str, Any]) -> Iterator[Fault]:
@@ -239,4 +238,4 @@ def _first_difference(
 def _tolerance(layer: dict[str, Any], field: str, values: Sequence[float] = ()) -> float:
     """Two roundings of the largest value in the declared dtype, at least the format's own."""
     largest = max([1.0, *map(abs, values)])
-    return max(TOLERANCE, 2.0 * _EPSILON.get(layer[field], 0.0) * largest)
+    return max(TOLERANCE, 2.0 * EPSILON.get(layer[field], 0.0) * largest)

@@ -180,7 +180,8 @@ def _read_members(
             try:
                 # A copy of the header is not trusted with a pickle.
                 array = np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
+            except (ValueError, EOFError, OSError, MemoryError, OverflowError) as error:
+                # A header may claim any shape.
                 problems.append(_problem("npy_unreadable", item.place, str(error)[:200]))
                 continue
             arrays[member] = array

@@ -15,7 +15,12 @@ from moe_weights.atomic_files import JsonValue
 from moe_weights.errors import InvalidDataError
 from moe_weights.tracing.captures import Array, HookCapture
 from moe_weights.tracing.engine import ModelEngine, ModelPass, check_token_ids
-from moe_weights.tracing.field_checks import MAX_LAYERS, require_count, require_metadata
+from moe_weights.tracing.field_checks import (
+    MAX_LAYERS,
+    require_count,
+    require_metadata,
+    require_unicode,
+)
 from moe_weights.tracing.hooks import ReplayHook
 from moe_weights.tracing.vocabulary import HookPoint
 
@@ -45,6 +50,8 @@ class CaptureSet:
 
     def __post_init__(self) -> None:
         require_metadata(self.source, "source")
+        if self.prompt is not None:
+            require_unicode(self.prompt, "prompt")
         require_count(self.num_layers, "num_layers", minimum=1, maximum=MAX_LAYERS)
         for name in ("prompt_ids", "decode_ids", "captures"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

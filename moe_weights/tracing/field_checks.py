@@ -19,6 +19,7 @@ MAX_DURATION_S = 1e9  # 31 years
 MAX_LAYERS = 100_000  # a larger number is a slip, and a walk over as many places would not end
 # Longer runs of numbers belong into the side file; shapes, ids of layers and settings are shorter.
 MAX_METADATA_NUMBERS = 256
+MAX_METADATA_DEPTH = 32  # a document ends at twice as many levels, and notes stand inside of it
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -133,11 +134,16 @@ def require_metadata(value: object, field: str) -> None:
     """
     if not isinstance(value, Mapping):
         raise InvalidDataError(f"{field}: {type(value).__name__} is not a mapping")
-    _require_json(value, field)
+    _require_json(value, field, 0)
 
 
-def _require_json(value: object, path: str) -> None:
-    if value is None or isinstance(value, (str, bool, int)):
+def _require_json(value: object, path: str, depth: int) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise InvalidDataError(f"{path[:80]}: nested deeper than {MAX_METADATA_DEPTH}")
+    if isinstance(value, str):
+        require_unicode(value, path)
+        return
+    if value is None or isinstance(value, (bool, int)):
         return
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -147,16 +153,17 @@ def _require_json(value: object, path: str) -> None:
         for key, member in value.items():
             if not isinstance(key, str):
                 raise InvalidDataError(f"{path}: key {key!r} is not a text")
-            _require_json(member, f"{path}.{key}")
+            require_unicode(key, path)
+            _require_json(member, f"{path}.{key}", depth + 1)
         return
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        if _n_numbers(value) > MAX_METADATA_NUMBERS:
+        if _n_numbers(value, depth) > MAX_METADATA_NUMBERS:
             raise InvalidDataError(
                 f"{path}: more than {MAX_METADATA_NUMBERS} numbers; a trace holds no tensor, write "
                 "it to the side file"
             )
         for position, member in enumerate(value):
-            _require_json(member, f"{path}[{position}]")
+            _require_json(member, f"{path}[{position}]", depth + 1)
         return
     raise InvalidDataError(
         f"{path}: {type(value).__name__} is not a JSON value; a trace holds no tensor, describe it "
@@ -164,12 +171,14 @@ def _require_json(value: object, path: str) -> None:
     )
 
 
-def _n_numbers(value: object) -> int:
+def _n_numbers(value: object, depth: int) -> int:
     if isinstance(value, (int, float)):
         return 1
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        return sum(map(_n_numbers, value))
-    return 0
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
+        return 0
+    if depth > MAX_METADATA_DEPTH:
+        return 0  # refused for its depth
+    return sum(_n_numbers(member, depth + 1) for member in value)
 
 
 def _shown(value: object) -> str:

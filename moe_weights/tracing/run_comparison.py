@@ -25,7 +25,7 @@ from moe_weights.tracing.comparison import (
     compare_captures,
     missing_fields,
 )
-from moe_weights.tracing.field_checks import MAX_LAYERS, require_count
+from moe_weights.tracing.field_checks import MAX_LAYERS, require_count, require_unicode
 from moe_weights.tracing.hooks import InferenceHook
 from moe_weights.tracing.vocabulary import HookPoint, parse_word
 
@@ -140,13 +140,18 @@ def run_trace(
         notes: For the report.
 
     Raises:
-        UsageError: the threshold, layers or steps are negative, or layers more than 100000.
+        UsageError: the threshold, layers or steps are negative, layers more than 100000, or a text
+            is no Unicode.
         InvalidDataError: a hook point is unknown.
     """
     check_threshold(threshold)
     try:
         require_count(num_layers, "num_layers", maximum=MAX_LAYERS)
         require_count(decode_steps, "decode_steps")
+        for name, text in {
+            "prompt": prompt, "baseline_url": baseline_url, "target_url": target_url,
+        }.items():  # fmt: skip
+            require_unicode(text, name)
     except InvalidDataError as error:
         raise UsageError(str(error)) from error
     asked = {
