@@ -167,6 +167,9 @@ class TheCommand(CommandCase):
             ("--temperature", "-1"),
             ("--temperature", "warm"),
             ("--temperature", "nan"),
+            ("--seed", "x"),
+            ("--seed", str(2**63)),
+            ("--unfinished", "keep"),
         ):
             with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
                 self.capture(*bad)

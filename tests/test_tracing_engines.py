@@ -94,7 +94,9 @@ class TorchEngines(unittest.TestCase):
 
     def test_refuse_what_would_not_run_as_saved(self) -> None:
         for told, options in {
-            "transformers cannot load it: KeyError: 'x'": {"failure": KeyError("x")},
+            "transformers cannot load it: AutoModelForCausalLM: KeyError: 'x'": {
+                "failure": KeyError("x")
+            },
             "1 weights are missing, for example w": {"loading": {"missing_keys": ["w"]}},
             "1 weights are mismatched": {"loading": {"mismatched_keys": [("w", 1, 2)]}},
             "no list of 4 decoder layers": {"config": {"num_hidden_layers": 4}},
@@ -105,7 +107,7 @@ class TorchEngines(unittest.TestCase):
             self.assertIn(told, str(caught.exception))
         with (
             replaced_modules(fake_frameworks(failure=OSError("bad"))),
-            self.assertRaisesRegex(TraceModelError, "its tokeniser cannot be loaded"),
+            self.assertRaisesRegex(TraceModelError, "its tokenizer cannot be loaded"),
         ):
             from moe_weights.tracing.prompt_tokens import load_tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import logging
 import sys
@@ -10,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_weights.errors import CheckpointError, MoeWeightsError, UsageError
+from moe_weights.live_models import first_line
 from moe_weights.routing.builders import build_manifest, check_text
 from moe_weights.routing.bundle_writer import refuse_existing
 from moe_weights.routing.capture import RoutingCapture, describe_capture
 from moe_weights.routing.capture_blocks import find_moe_blocks
-from moe_weights.routing.capture_model import (
-    CaptureModel,
-    first_line,
-    generate_routed,
-    load_capture_model,
-)
+from moe_weights.routing.capture_model import CaptureModel, generate_routed, load_capture_model
+from moe_weights.routing.derivation import DERIVATION_CONFIG_ID, DERIVATION_VERSION
 from moe_weights.routing.run_ids import bundle_path
+from moe_weights.routing.timestamps import now_rfc3339
 from moe_weights.routing.unfinished_capture import (
     UnfinishedAction,
     refuse_unfinished_capture,
@@ -33,8 +30,6 @@ _LOG = logging.getLogger(__name__)
 
 # Bundles of a run stand here, so that a run directory's own manifest and theirs never meet.
 ROUTING_FOLDER = "routing"
-DERIVATION_VERSION = "motifs/v0.1.0"
-DERIVATION_CONFIG_ID = "motifs/default"
 NO_TOKENIZER = "none (bytes of the prompt, modulo the vocabulary)"
 
 
@@ -128,7 +123,7 @@ def capture_generation(
     model_id = _model_id(options)
     manifest = build_manifest(
         run_id=options.run_id,
-        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=now_rfc3339(),
         model_id=model_id,
         tokenizer_id=NO_TOKENIZER if model.tokenizer is None else model_id,
         prompt_text=options.prompt,

@@ -7,7 +7,6 @@ lengths alone, and any other length is refused.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.routing.artifacts import MANIFEST_FILE, JsonObject
 from moe_weights.routing.builders import build_manifest, check_text
 from moe_weights.routing.bundle_files import read_json_object
+from moe_weights.routing.derivation import DERIVATION_CONFIG_ID, DERIVATION_VERSION
 from moe_weights.routing.issues import BundleError
 from moe_weights.routing.layer_trace import check_integer
 from moe_weights.routing.routed_layers import Phase, RoutedLayerInput, build_routed_token_event
 from moe_weights.routing.run_ids import bundle_path
+from moe_weights.routing.timestamps import now_rfc3339
 from moe_weights.routing.working_bundle import create_working_bundle
 from moe_weights.routing.working_folder import discard_working_bundle, working_path
 
@@ -143,12 +144,12 @@ def write_recorded_bundle(
     places = map_layers(n_axis, model)
     manifest = build_manifest(
         run_id=run_id,
-        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=now_rfc3339(),
         model_id=model.model_id,
         tokenizer_id=model.model_id,
         prompt_text=prompt_text,
-        derivation_version="motifs/v0.1.0",
-        derivation_config_id="motifs/default",
+        derivation_version=DERIVATION_VERSION,
+        derivation_config_id=DERIVATION_CONFIG_ID,
         capture_config={
             "method": IMPORT_METHOD,
             **source,
