@@ -373,6 +373,19 @@ class Sglang(ImportCase):
                 read_sglang_counts(bad)
 
 
+class UnusedPlaces(ImportCase):
+    def test_are_no_active_experts_of_a_token_that_was_not_recorded(self) -> None:
+        chosen = np.full((3, 2, 10), -1)  # ten places, two of them used
+        chosen[0, :, :2] = [[0, 1], [2, 3]]
+        chosen[2, :, :2] = [[3, 1], [0, 2]]
+        code, told = self.run_cli("vllm", self.write("r.npy", chosen), "--prompt-tokens", 1)
+        self.assertEqual(code, 0, told)
+        events = load_run_bundle(self.folder / "run" / "routing" / "vllm-import")["raw_events"]
+        layers = [layer for event in events for layer in event["layers"]]
+        self.assertEqual([layer["num_active_experts"] for layer in layers], [2] * 6)
+        self.assertEqual([layer["topk_indices"] for layer in layers[2:4]], [None, None])
+
+
 class Files(ImportCase):
     def test_files_that_cannot_be_read(self) -> None:
         (self.folder / "a.txt").write_text("")

@@ -142,6 +142,7 @@ def write_recorded_bundle(
         BundleExistsError, OutputError: see `create_working_bundle`.
     """
     places = map_layers(n_axis, model)
+    tokens = list(tokens)  # rows of an array that is in memory already
     manifest = build_manifest(
         run_id=run_id,
         created_at=now_rfc3339(),
@@ -233,11 +234,14 @@ def to_ids(values: object, what: str) -> list[int]:
 
 
 def _to_events(
-    tokens: Iterable[RecordedToken],
+    tokens: Sequence[RecordedToken],
     run_id: str,
     places: Sequence[tuple[int, int]],
     n_experts: int,
 ) -> Iterator[JsonObject]:
+    # An array may have more places than experts are chosen: where nothing was recorded, only other
+    # tokens tell how many of them are used.
+    n_active = max((_n_recorded(token.chosen) for token in tokens), default=0)
     for index, token in enumerate(tokens):
         yield build_routed_token_event(
             run_id=run_id,
@@ -246,13 +250,26 @@ def _to_events(
             token_id=token.token_id,
             context_length=index,
             layers=[
-                _to_layer(layer, token.chosen[place], n_experts, f"token {index}, layer {layer}")
+                _to_layer(
+                    layer,
+                    token.chosen[place],
+                    n_experts,
+                    n_active,
+                    f"token {index}, layer {layer}",
+                )
                 for place, layer in places
             ],
         )
 
 
-def _to_layer(layer: int, row: Array, n_experts: int, where: str) -> RoutedLayerInput:
+def _n_recorded(chosen: Array) -> int:
+    """Return the most experts that a layer of a token, (layers, k), has chosen."""
+    return int((chosen != _NO_EXPERT).sum(axis=1).max(initial=0))
+
+
+def _to_layer(
+    layer: int, row: Array, n_experts: int, n_active: int, where: str
+) -> RoutedLayerInput:
     chosen = [int(expert) for expert in row if expert != _NO_EXPERT]
     outside = [expert for expert in chosen if not 0 <= expert < n_experts]
     if outside:
@@ -266,7 +283,7 @@ def _to_layer(layer: int, row: Array, n_experts: int, where: str) -> RoutedLayer
     return RoutedLayerInput(
         layer_index=layer,
         num_total_experts=n_experts,
-        num_active_experts=len(chosen) or len(row),
+        num_active_experts=len(chosen) or n_active or len(row),
         topk_indices=chosen if was_recorded else None,
         not_captured=_NOT_CAPTURED,
     )
