@@ -19,7 +19,7 @@ from moe_weights.quantize.stored_weights import real_scales, refuse_width
 DeviceName: TypeAlias = Literal["cpu", "gpu"]
 
 # The graphs of the floating-point modes hold sixteen numbers for each weight, several times over.
-_PIECE_WEIGHTS = 2**19
+PIECE_WEIGHTS = 2**19
 
 
 class MlxBackend:
@@ -49,6 +49,9 @@ class MlxBackend:
             raise BackendUnavailableError(
                 f'mlx has no {device} device on this machine; set $.mlx.device to "cpu"'
             )
+        if device == "cpu":
+            # What is kept for later graphs has no bound; made anew, they are as fast.
+            mx.set_cache_limit(0)
 
     def round_trip(self, matrix: NDArray[Any], scheme: SchemeSpec) -> RoundTrip:
         """Quantise and dequantise one matrix.
@@ -83,8 +86,8 @@ class MlxBackend:
         n_rows, n_cols = block.shape
         refuse_width(scheme, n_rows, n_cols)
         # Groups stand alone, so a long row may be cut; always at the same columns.
-        per_piece = _PIECE_WEIGHTS // scheme.group_size * scheme.group_size
-        for row in range(0, n_rows, step := max(1, _PIECE_WEIGHTS // max(1, n_cols))):
+        per_piece = PIECE_WEIGHTS // scheme.group_size * scheme.group_size
+        for row in range(0, n_rows, step := max(1, PIECE_WEIGHTS // max(1, n_cols))):
             for col in range(0, n_cols, max(per_piece, 1)):
                 piece = block[row : row + step, col : col + max(per_piece, 1)]
                 piece = np.ascontiguousarray(piece)

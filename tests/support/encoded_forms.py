@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.support.encoded_form import FUSED, EncodedForm
 from tests.support.integer_forms import int8_forms, packed_int_forms
-from tests.support.library_forms import bitsandbytes_forms, gptq_and_awq_forms, mlx_forms
+from tests.support.library_forms import awq_forms, bitsandbytes_forms, gptq_forms, mlx_forms
 from tests.support.scaled_forms import FP8, fp8_forms, mxfp4_forms, nvfp4_forms
 
 __all__ = ["FP8", "FUSED", "EncodedForm", "every_form"]
@@ -22,6 +22,7 @@ def every_form() -> dict[str, EncodedForm]:
         **mlx_forms(rng),
         **packed_int_forms(rng),
         **int8_forms(rng),
-        **gptq_and_awq_forms(rng),
+        **gptq_forms(rng),
+        **awq_forms(rng),
         **bitsandbytes_forms(rng),
     }

@@ -38,6 +38,22 @@ def packed_int_forms(rng: np.random.Generator) -> dict[str, EncodedForm]:
         ),
         (
             "packed zero points, 3 bits",
+            (96, 96),
+            3,
+            (96, 3),
+            {"zero_point": draw_words(rng, 9, 3).view(np.int32)},
+            asymmetric,
+        ),
+        (
+            "stacked packed zero points, 3 bits",
+            (3, 32, 96),
+            3,
+            (3, 32, 3),
+            {"zero_point": draw_words(rng, 3, 3, 3).view(np.int32)},
+            asymmetric,
+        ),
+        (
+            "ragged packed zero points, 3 bits",
             (20, 96),
             3,
             (20, 3),
@@ -80,7 +96,7 @@ def packed_int_forms(rng: np.random.Generator) -> dict[str, EncodedForm]:
             shape=shape,
             arrays=arrays | {f"{W}_{role}": array for role, array in more.items()},
             quantization=config(scheme(bits, **settings)),
-            is_cuttable=label != "packed zero points, 3 bits",
+            is_cuttable=label != "ragged packed zero points, 3 bits",
             has_columns="index" not in label and 32 % bits == 0,
         )
     return forms

@@ -56,34 +56,56 @@ def mlx_forms(rng: np.random.Generator) -> dict[str, EncodedForm]:
     return forms
 
 
-def gptq_and_awq_forms(rng: np.random.Generator) -> dict[str, EncodedForm]:
+def gptq_forms(rng: np.random.Generator) -> dict[str, EncodedForm]:
+    forms = {}
     module = W.removesuffix(".weight")
-    gptq = {
-        f"{module}.qweight": draw_words(rng, 8, 40).view(np.int32),
-        f"{module}.qzeros": draw_words(rng, 2, 5).view(np.int32),
-        f"{module}.scales": draw_floats(rng, 2, 40).astype(np.float16),
-        f"{module}.g_idx": (np.arange(64) // 32).astype(np.int32),
-    }
-    awq = {
-        f"{module}.qweight": draw_words(rng, 64, 5).view(np.int32),
-        f"{module}.qzeros": draw_words(rng, 2, 5).view(np.int32),
-        f"{module}.scales": draw_floats(rng, 2, 40).astype(np.float16),
-    }
-    return {
-        "gptq": EncodedForm(
+    for label, (rows, cols), bits, group_size, more in (
+        ("", (40, 64), 4, 32, {}),
+        (" version 2", (40, 64), 4, 32, {"checkpoint_format": "gptq_v2"}),
+        (" in one group", (40, 64), 4, -1, {}),
+        (" act-order", (40, 96), 4, 32, {"desc_act": True}),
+        (" 2", (48, 80), 2, 32, {}),
+        (" 3", (72, 70), 3, 32, {}),
+        (" 8, ragged words", (39, 65), 8, 32, {}),
+        (" 3 planar", (64, 96), 3, 32, {"checkpoint_format": "gptq_p"}),
+        (" 5", (64, 96), 5, 32, {}),
+        (" 7", (64, 96), 7, 32, {}),
+    ):
+        n_groups = 1 if group_size < 0 else -(-cols // group_size)
+        groups = np.arange(cols) // (cols if group_size < 0 else group_size)
+        if "desc_act" in more:
+            groups = rng.permutation(groups)
+        forms[f"gptq{label}"] = EncodedForm(
             encoding="gptq",
-            shape=(40, 64),
-            arrays=gptq,
-            quantization={"quant_method": "gptq", "bits": 4, "group_size": 32},
-            is_cuttable=False,
-        ),
-        "awq": EncodedForm(
+            shape=(rows, cols),
+            arrays={
+                f"{module}.qweight": draw_words(rng, -(-cols * bits // 32), rows).view(np.int32),
+                f"{module}.qzeros": draw_words(rng, n_groups, -(-rows * bits // 32)).view(np.int32),
+                f"{module}.scales": draw_floats(rng, n_groups, rows).astype(np.float16),
+                f"{module}.g_idx": groups.astype(np.int32),
+            },
+            quantization={"quant_method": "gptq", "bits": bits, "group_size": group_size, **more},
+            has_columns=False,
+        )
+    return forms
+
+
+def awq_forms(rng: np.random.Generator) -> dict[str, EncodedForm]:
+    module = W.removesuffix(".weight")
+    zeros = {f"{module}.qzeros": draw_words(rng, 2, 5).view(np.int32)}
+    return {
+        label: EncodedForm(
             encoding="awq",
-            shape=(40, 64),
-            arrays=awq,
-            quantization={"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True},
-            is_cuttable=False,
-        ),
+            shape=(40, 128),
+            arrays={
+                f"{module}.qweight": draw_words(rng, 128, 5).view(np.int32),
+                f"{module}.scales": draw_floats(rng, 2, 40).astype(np.float16),
+            }
+            | (zeros if has_zeros else {}),
+            quantization={"quant_method": "awq", "bits": 4, "zero_point": has_zeros},
+            has_columns=False,
+        )
+        for label, has_zeros in (("awq", True), ("awq symmetric", False))
     }
 
 
