@@ -17,13 +17,11 @@ class SettingApart(unittest.TestCase):
         ]
         (finding, *_) = plan_headers(headers).findings
         self.assertEqual(finding, copies_finding(headers[1:]))
+        self.assertEqual(finding.count, 2)
         self.assertEqual(
-            (finding.message, finding.count),
-            (
-                "[scan] second copy of the model, not measured: 2 files "
-                "(original/a.safetensors, original/b.safetensors)",
-                2,
-            ),
+            finding.message,
+            "[scan] second copy of the model, not measured: 2 files "
+            "(original/a.safetensors, original/b.safetensors)",
         )
 
     def test_is_not_done_where_the_other_files_cannot_hold_the_model(self) -> None:

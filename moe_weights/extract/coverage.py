@@ -104,17 +104,23 @@ class _Found:
 
     Attributes:
         n_matrices: Their number.
+        n_claims: The same, without copies of a stored tensor.
         ids: Their experts.
         ids_of: Their experts by (rows, cols).
     """
 
     n_matrices: int
+    n_claims: int
     ids: set[int]
     ids_of: dict[tuple[int, int], set[int]]
 
     def __init__(self, matrices: Sequence[PlannedMatrix]) -> None:
         self.n_matrices = len(matrices)
         self.ids = {matrix.expert_id for matrix in matrices}
+        self.n_claims = len(self.ids)
+        if self.n_matrices > len(self.ids):
+            claims = {(matrix.expert_id, matrix.derived_tensor) for matrix in matrices}
+            self.n_claims = len(claims)
         # Most often all experts share one view.
         views = {id(matrix.view): matrix.view for matrix in matrices}
         shapes = {(view.rows, view.cols) for view in views.values()}
@@ -244,7 +250,7 @@ def _status(
     n_expected = declared.stack.n_experts_in(layer) if declared else None
     ids = found.ids if found else set()
     if declared is None or n_expected is None:
-        is_repeated = found is not None and found.n_matrices > len(ids)
+        is_repeated = found is not None and found.n_claims > len(ids)
         # Of unknown layers and experts several have the same key.
         is_known = layer >= 0 and -1 not in ids
         return CoverageStatus.EXTRA if is_repeated and is_known else CoverageStatus.UNKNOWN
