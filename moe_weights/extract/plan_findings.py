@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from moe_weights.checkpoint.name_ids import without_ids
 from moe_weights.checkpoint.tensor_header import TensorHeader
@@ -21,7 +20,7 @@ class PlanFindings:
     def __init__(self) -> None:
         """Start empty."""
         self._problems: dict[str, list[tuple[str, TensorHeader]]] = {}
-        self._refusals: dict[Refused, tuple[Refused, list[TensorHeader]]] = {}
+        self._refusals: dict[tuple[str, str, str], tuple[Refused, list[TensorHeader]]] = {}
         self._unknown_ids: list[TensorHeader] = []
         self._by_convention: list[TensorHeader] = []
         self._other_shape: list[TensorHeader] = []
@@ -35,7 +34,7 @@ class PlanFindings:
         refused = decided.refusal
         if refused is not None:
             # Some causes name the tensor and what belongs to it.
-            kind = replace(refused, cause=without_ids(refused.cause))
+            kind = str(refused.reason), refused.hint, without_ids(refused.cause)
             self._refusals.setdefault(kind, (refused, []))[1].append(header)
         if decided.expert_id_unknown:
             self._unknown_ids.append(header)
