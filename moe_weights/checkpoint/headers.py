@@ -180,7 +180,7 @@ def _find_shadowed(
 def _copy_findings(copies: Mapping[str, list[str]]) -> tuple[Finding, ...]:
     if not copies:
         return ()
-    described = [f"{name} ({', '.join(files)})" for name, files in copies.items()]
+    described = [f"{name} ({list_some(files, _MAX_FILES_SHOWN)})" for name, files in copies.items()]
     return (
         Finding(
             kind=FindingKind.SCAN,
