@@ -261,7 +261,10 @@ class TruthTable(LocateCase):
             self.assertEqual(files.expected_shards, files.files)
             self.assertEqual(files.missing_shards, ())
             self.assertEqual(files.extra_safetensors_files_on_disk, ("extra.safetensors",))
-            self.assertEqual(files.findings, ())
+            self.assertEqual(
+                [finding.message for finding in files.findings],
+                ["[index] shards with a suffix that is not scanned: notes.txt"],
+            )
 
     def test_on_lenient_folder_with_broken_index_walks_with_a_finding(self) -> None:
         self.write_broken_index()
@@ -377,25 +380,28 @@ class IndexedShards(LocateCase):
         write_index(self.root, {"t": "a.npz"})
         self.assertEqual(self.locate().extra_safetensors_files_on_disk, ("b\\udcff.safetensors",))
 
-    def test_an_index_without_any_shard_to_scan_is_told(self) -> None:
+    def test_shards_that_are_not_scanned_are_told(self) -> None:
         self.touch("a.safetensors")
-        for weight_map, named in (
-            ({}, "none at all"),
-            ({"t": "a.bin", "u": "b.bin"}, "a.bin, b.bin"),
+        hint = (
+            "convert such shards, mend the index, or set scan.use_safetensors_index_json to false"
+        )
+        not_scanned = "[index] shards with a suffix that is not scanned: "
+        for weight_map, scanned, message, count in (
+            ({}, (), "[index] the index names no shards, so nothing is scanned", 1),
+            ({"t": "c.bin", "u": "b.bin"}, (), not_scanned + "b.bin, c.bin", 2),
+            (
+                {"t": "a.safetensors", "u": "b.safetensors "},
+                ("a.safetensors",),
+                not_scanned + "b.safetensors ",
+                1,
+            ),
         ):
             write_index(self.root, weight_map)
             files = self.locate()
-            self.assertEqual((files.scan_mode, files.files), ("index", ()))
-            self.assertEqual(
-                [(finding.message, finding.hint) for finding in files.findings],
-                [
-                    (
-                        "[index] no shard with suffix .safetensors or .npz in "
-                        "model.safetensors.index.json, so nothing is scanned; it names " + named,
-                        "mend or remove the index, or set scan.use_safetensors_index_json to false",
-                    )
-                ],
-            )
+            self.assertEqual((files.scan_mode, files.files), ("index", scanned))
+            (finding,) = files.findings
+            self.assertEqual((finding.message, finding.count), (message, count))
+            self.assertEqual((finding.file, finding.hint), (self.index_path.name, hint))
 
     def test_missing_shards_beyond_twenty_are_counted(self) -> None:
         write_index(self.root, {f"t{i}": f"{i:02}.npz" for i in range(22)})

@@ -22,7 +22,8 @@ class IndexedShards:
         missing: Those of them that are no readable files, sorted.
         present: The others, sorted.
         extra_on_disk: `.safetensors` files beside the index that it does not name, sorted.
-        findings: What lies in the place of a shard; that no shard is expected at all.
+        findings: What lies in the place of a shard; shards that are not expected, or that the index
+            names none.
     """
 
     expected: tuple[str, ...]
@@ -56,8 +57,9 @@ def find_indexed_shards(
             f"[index] missing shard(s) referenced by index: {list_some(list(missing))}{causes}\n"
             "  how to fix: complete the download or set scan.strict_index to false"
         )
-    if not expected:
-        findings.append(_nothing_expected(index, extensions))
+    others = sorted(set(named) - set(expected))
+    if others or not named:
+        findings.append(_not_scanned(index, others))
     return IndexedShards(
         expected=expected,
         missing=missing,
@@ -95,12 +97,16 @@ def _in_its_place(root: Path, file: str) -> Finding:
     )
 
 
-def _nothing_expected(index: ShardIndex, extensions: Sequence[str]) -> Finding:
-    named = list_some(list(index.shards), limit=3) or "none at all"
+def _not_scanned(index: ShardIndex, others: list[str]) -> Finding:
+    message = (
+        f"[index] shards with a suffix that is not scanned: {list_some(others)}"
+        if others
+        else "[index] the index names no shards, so nothing is scanned"
+    )
     return Finding(
         kind=FindingKind.INDEX,
-        message=f"[index] no shard with suffix {' or '.join(extensions)} in {index.path.name}, "
-        f"so nothing is scanned; it names {named}",
+        message=message,
         file=index.path.name,
-        hint="mend or remove the index, or set scan.use_safetensors_index_json to false",
+        count=max(len(others), 1),
+        hint="convert such shards, mend the index, or set scan.use_safetensors_index_json to false",
     )
