@@ -25,6 +25,7 @@ from checkpoints import BYTES_PER_LAYER, first_layers, write_bf16, write_headers
 from commands import Collected, collect, import_seconds, plan_seconds
 from numpy_statistics import mlx_and_numpy_errors, numpy_statistics
 
+from moe_weights.columns import Row
 from moe_weights.commands.collect_data import usable_cpus
 from moe_weights.quantize.native_backend import NativeBackend
 from moe_weights.quantize.round_trip import QuantBackend, SchemeSpec
@@ -168,32 +169,37 @@ def _schemes(repeat: int) -> list[Line]:
     lines = []
     for scheme in _SCHEMES:
 
-        def row(backend: QuantBackend, scheme: SchemeSpec = scheme) -> None:
+        def row(backend: QuantBackend, scheme: SchemeSpec = scheme) -> Row:
             meter = SchemeMeter(*_MATRIX, weights.dtype, scheme, backend, 1e-12)
             meter.add(weights)
-            if meter.finish()["error"] is not None:
-                raise RuntimeError(f"{scheme.name} failed")
+            return meter.finish()
 
         def bare(scheme: SchemeSpec = scheme) -> None:
             _quantise_and_back(weights, scheme)
 
-        def by_hand(scheme: SchemeSpec = scheme) -> None:
-            mlx_and_numpy_errors(weights, scheme.mode, scheme.bits, scheme.group_size)
+        def by_hand(scheme: SchemeSpec = scheme) -> dict[str, float]:
+            return mlx_and_numpy_errors(weights, scheme.mode, scheme.bits, scheme.group_size)
 
-        row(native)
+        _refuse_differences(row(native), by_hand())
         pairs = [(_seconds(lambda: row(native), 5), _seconds(by_hand)) for _ in range(repeat)]
         bare_seconds = _median([_seconds(bare) for _ in range(repeat)])
         fast, slow = _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
         target = _SCHEME_TARGETS.get(scheme.name)
         lines.append(
             Line(
-                f"quant_sim {scheme.name}, one core, against MLX and NumPy",
+                f"quant_sim {scheme.name}, one core, against the same row by MLX and NumPy",
                 f"{_rate(weights.nbytes / fast)} and {_rate(weights.nbytes / slow)}",
                 f"{slow / fast:.0f} ({bare_seconds / fast:.0f} against the bare round trip)",
                 f"at least {target}" if target else "",
             )
         )
     return lines
+
+
+def _refuse_differences(ours: Row, theirs: dict[str, float]) -> None:
+    for name, value in theirs.items():
+        if ours[name] is not None and not np.isclose(float(str(ours[name])), value, rtol=1e-9):
+            raise RuntimeError(f"{name} is {ours[name]} and by hand {value}: not the same work")
 
 
 def _quantise_and_back(weights: np.ndarray, scheme: SchemeSpec) -> None:

@@ -225,6 +225,26 @@ class Findings(unittest.TestCase):
             "experts; ...)",
         )
 
+    def test_say_that_there_are_more_only_where_there_are(self) -> None:
+        for n_layers, n_pairs, ending in ((1, 3, "experts)"), (2, 6, "experts; ...)")):
+            declared = {**DECLARED, "num_hidden_layers": n_layers}
+            (message,) = self.messages(coverage_of(whole_model(n_layers, n_experts=1), declared))
+            self.assertTrue(message.startswith(f"[coverage] missing: {n_pairs} "), message)
+            self.assertTrue(message.endswith(f" 1 of 2 {ending}"), message)
+
+    def test_hold_projections_against_each_other_only_where_no_number_is_declared(self) -> None:
+        tensors = whole_model()
+        del tensors[NAME.format(1, 1, "up_proj")]
+        self.assertEqual(
+            self.messages(coverage_of(tensors)),
+            [
+                (
+                    "[coverage] missing: 1 (layer, projection) pairs (text layer 1 up_proj: 1 of 2 "
+                    "experts)"
+                )
+            ],
+        )
+
     def test_show_the_shape_where_that_is_what_is_wrong(self) -> None:
         tensors = dict(whole_model())
         for expert in range(2):

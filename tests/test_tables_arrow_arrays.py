@@ -32,7 +32,8 @@ class ArrowArrays(unittest.TestCase):
         array = arrow_array(cells, dtype)
         array.validate(full=True)
         self.assertEqual(array, pa.array(cells, type=arrow_type))
-        self.assertEqual(array.to_pylist(), cells)
+        lists = [list(cell) if isinstance(cell, tuple) else cell for cell in cells]
+        self.assertEqual(array.to_pylist(), lists)
         self.assertEqual(array.null_count, cells.count(None))
 
     def test_signed_zeros_and_denormals_stay(self) -> None:
