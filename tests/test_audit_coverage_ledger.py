@@ -205,6 +205,15 @@ class Findings(unittest.TestCase):
     def test_are_none_for_a_whole_model(self) -> None:
         self.assertEqual(self.messages(coverage_of(whole_model())), [])
 
+    def test_tell_of_experts_that_are_there_twice(self) -> None:
+        tensors = whole_model() | {"draft." + NAME.format(0, 0, "up_proj"): (32, 64)}
+        place = "(text layer 0 up_proj: {} experts, some more than once)"
+        for config, counts in ((DECLARED, "2 of 2"), ({}, "2")):
+            self.assertEqual(
+                self.messages(coverage_of(tensors, config)),
+                ["[coverage] extra: 1 (layer, projection) pairs " + place.format(counts)],
+            )
+
     def test_are_one_per_status_with_three_places(self) -> None:
         coverage = coverage_of(whole_model(n_experts=1), {**DECLARED, "num_hidden_layers": 2})
         (finding,) = coverage_findings(coverage)

@@ -40,6 +40,26 @@ class ModelPaths(LocateCase):
                 UsageError, f"model_path cannot be reached: {self.root} (no)", self.root
             )
 
+    def test_a_path_that_no_log_could_name(self) -> None:
+        folder = self.root.parent / "model\udcff"
+        folder.mkdir()
+        (self.root / "a\udcff.npz").write_bytes(b"")
+        for path in (folder, self.root / "a\udcff.npz"):
+            self.assert_fails(
+                UsageError,
+                f"model_path is not UTF-8, so no JSON file can name it: {str(path)!r}\n"
+                "  how to fix: rename the folder or file",
+                path,
+            )
+
+    def test_an_index_that_no_log_could_name(self) -> None:
+        write_index(self.root, {"t": "a.npz"}, name="a\udcff.safetensors.index.json")
+        self.assert_fails(
+            CheckpointError,
+            r"'a\udcff.safetensors.index.json': the name of the shard index is not UTF-8, "
+            "so no log can hold it; rename the file",
+        )
+
     def test_a_home_that_nobody_has(self) -> None:
         with self.assertRaisesRegex(UsageError, "^model_path cannot be expanded: ~nobody-at-all/x"):
             self.locate("~nobody-at-all/x")
@@ -160,6 +180,34 @@ class IndexedShards(LocateCase):
         self.touch("sub/a.safetensors")
         write_index(self.root, {"x": "sub\\a.safetensors"})
         self.assertEqual(self.locate().files, ("sub/a.safetensors",))
+
+    def test_a_file_beside_the_index_may_have_any_name(self) -> None:
+        self.touch("a.npz", "b\udcff.safetensors")
+        write_index(self.root, {"t": "a.npz"})
+        self.assertEqual(self.locate().extra_safetensors_files_on_disk, ("b\\udcff.safetensors",))
+
+    def test_shards_that_are_not_scanned_are_told(self) -> None:
+        self.touch("a.safetensors")
+        hint = (
+            "convert such shards, mend the index, or set scan.use_safetensors_index_json to false"
+        )
+        not_scanned = "[index] shards with a suffix that is not scanned: "
+        for weight_map, scanned, message, count in (
+            ({}, (), "[index] the index names no shards, so nothing is scanned", 1),
+            ({"t": "c.bin", "u": "b.bin"}, (), not_scanned + "b.bin, c.bin", 2),
+            (
+                {"t": "a.safetensors", "u": "b.safetensors "},
+                ("a.safetensors",),
+                not_scanned + "b.safetensors ",
+                1,
+            ),
+        ):
+            write_index(self.root, weight_map)
+            files = self.locate()
+            self.assertEqual((files.scan_mode, files.files), ("index", scanned))
+            (finding,) = files.findings
+            self.assertEqual((finding.message, finding.count), (message, count))
+            self.assertEqual((finding.file, finding.hint), (self.index_path.name, hint))
 
     def test_missing_shards_beyond_twenty_are_counted(self) -> None:
         write_index(self.root, {f"t{i}": f"{i:02}.npz" for i in range(22)})

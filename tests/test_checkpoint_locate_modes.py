@@ -67,7 +67,10 @@ class TruthTable(LocateCase):
             self.assertEqual(files.expected_shards, files.files)
             self.assertEqual(files.missing_shards, ())
             self.assertEqual(files.extra_safetensors_files_on_disk, ("extra.safetensors",))
-            self.assertEqual(files.findings, ())
+            self.assertEqual(
+                [finding.message for finding in files.findings],
+                ["[index] shards with a suffix that is not scanned: notes.txt"],
+            )
 
     def test_on_lenient_folder_with_broken_index_walks_with_a_finding(self) -> None:
         self.write_broken_index()

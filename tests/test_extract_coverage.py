@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_weights.extract.coverage import CoverageEntry, CoverageStatus
-from tests.support.extraction import make_header, make_preset, make_rule, rules
+from tests.support.extraction import make_header, make_preset, make_rule, plan_headers, rules
 from tests.support.ledgers import CONFIG, SHAPES, LedgerCase, experts, name_of
 
 
@@ -124,6 +124,20 @@ class Extra(LedgerCase):
         again = make_header(name_of(0, 1, "up_proj"), (6, 8), file="model-9.safetensors")
         self.assert_incomplete(self.plan(experts(), more=[again]), {"0 up_proj": "extra"})
 
+    def test_is_one_expert_twice_also_where_config_json_says_nothing(self) -> None:
+        twice = [
+            make_header(f"{prefix}layers.0.mlp.experts.{expert}.gate_proj.weight", (6, 8))
+            for prefix in ("model.", "draft.model.")
+            for expert in (0, 1)
+        ]
+        self.assertEqual(self.statuses(plan_headers(twice)), {"0 gate_proj": "extra"})
+        without_layers = [
+            make_header(f"{prefix}.experts.{expert}.gate_proj.weight", (6, 8))
+            for prefix in ("x.a", "x.b")
+            for expert in (0, 1)
+        ]
+        self.assertEqual(self.statuses(plan_headers(without_layers)), {"-1 gate_proj": "unknown"})
+
     def test_is_a_bank_with_padding(self) -> None:
         tensors = {
             f"model.layers.{layer}.mlp.experts.{proj}.weight": (3, *shape)
@@ -157,6 +171,25 @@ class WrongShape(LedgerCase):
         plan = self.plan(tensors, CONFIG | {"num_hidden_layers": 1}, rules(rule))
         self.assertEqual([(e.proj, str(e.status), e.expected_shape) for e in plan.coverage.entries],
                          [("linear", "complete", None)])  # fmt: skip
+
+
+class Claims(LedgerCase):
+    """config.json may claim anything; a verdict takes time and memory for what is there."""
+
+    def test_of_a_billion_experts_are_no_billion_numbers(self) -> None:
+        plan = self.plan(experts(), CONFIG | {"num_experts": 10**18})
+        self.assertEqual(set(self.statuses(plan).values()), {"missing"})
+
+    def test_of_many_layers_are_judged_one_by_one(self) -> None:
+        n_layers = 30_000
+        config = CONFIG | {
+            "num_hidden_layers": n_layers,
+            "num_experts": [2, 4] * (n_layers // 2),
+            "mlp_only_layers": list(range(0, n_layers, 2)),
+        }
+        coverage = self.plan(experts((1,), n_experts=4), config).coverage
+        self.assertEqual(len(coverage.entries), 3 * n_layers // 2)
+        self.assertEqual(coverage.entries[0].status, "complete")
 
 
 class NotExpected(LedgerCase):

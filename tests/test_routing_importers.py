@@ -190,8 +190,11 @@ class Vllm(ImportCase):
         code, told = self.run_cli("vllm", path, "--config", dense)
         self.assertEqual(code, 2)
         self.assertIn("give --config with the model's config.json", told)
-        code, told = self.run_cli("vllm", path, "--config", self.folder / "no.json")
-        self.assertEqual(code, 5)
+        (self.folder / "other" / "model").mkdir(parents=True)
+        self.write("other/model/config.json", config)
+        for missing in ("no.json", "other/config.json"):
+            code, told = self.run_cli("vllm", path, "--config", self.folder / missing)
+            self.assertEqual(code, 5, told)
 
     def test_a_row_that_nobody_wrote_is_not_captured(self) -> None:
         chosen = CHOSEN.copy()
