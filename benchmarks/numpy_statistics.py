@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +40,44 @@ def numpy_statistics(bits: NDArray[np.uint16], eps: float = 1e-12) -> dict[str, 
 def mlx_and_numpy_errors(
     weights: NDArray[np.generic], mode: str, bits: int, group_size: int, eps: float = 1e-12
 ) -> dict[str, float]:
-    """Return error norms and scale statistics of a BF16 matrix (R, C): MLX, then NumPy float64."""
+    """Return the numbers of a quant_sim row of a BF16 matrix (R, C): MLX, then NumPy float64."""
     options = {"group_size": group_size, "bits": bits, "mode": mode}
     codes, scales, *biases = mx.quantize(mx.array(weights), **options, stream=mx.cpu)
-    restored = mx.dequantize(codes, scales, *biases, **options, stream=mx.cpu)
+    restored = _as_float64(mx.dequantize(codes, scales, *biases, **options, stream=mx.cpu))
     stored = weights.astype(np.float64)
-    error = np.array(restored.astype(mx.float32, stream=mx.cpu)).astype(np.float64) - stored
-    real_scales = np.array(scales.astype(mx.float32, stream=mx.cpu)).astype(np.float64)
+    error = restored - stored
+    norm, error_norm = np.linalg.norm(stored), np.linalg.norm(error)
+    scale, bias = _real_scales(scales, mode), _as_float64(biases[0]) if biases else np.zeros(1)
+    groups = stored.reshape(len(stored), -1, group_size)
+    if mode == "affine":
+        edges = bias - scale / 2, bias + scale * (2**bits - 0.5)
+        low, high = np.minimum(*edges), np.maximum(*edges)
+    else:
+        high = scale * (464 if mode == "mxfp8" else 7)
+        low = -high
+    beyond = (groups < low[:, :, None]) | (groups > high[:, :, None])
     return {
-        "w_rel_fro": float(np.linalg.norm(error) / (np.linalg.norm(stored) + eps)),
+        "w_rel_fro": float(error_norm / (norm + eps)),
         "w_rel_max": float(np.abs(error).max() / (np.abs(stored).max() + eps)),
-        "scale_mean": float(real_scales.mean()),
-        "scale_max": float(real_scales.max()),
+        "scale_mean": float(scale.mean()),
+        "scale_max": float(scale.max()),
+        "scale_abs_max": float(np.abs(scale).max()),
+        "bias_mean": float(bias.mean()),
+        "bias_max": float(bias.max()),
+        "sqnr_db": float(20 * np.log10(norm / error_norm)),
+        "cosine": float(np.vdot(restored, stored) / (np.linalg.norm(restored) * norm)),
+        "n_saturated": int(beyond.sum()),
+        "n_zero_scale": int((scale == 0).sum()),
     }
+
+
+def _as_float64(array: mx.array) -> NDArray[np.float64]:
+    return np.array(array.astype(mx.float32, stream=mx.cpu)).astype(np.float64)
+
+
+def _real_scales(scales: mx.array, mode: str) -> NDArray[np.float64]:
+    """Return scales as numbers; those of the floating modes are stored as codes."""
+    if mode == "affine":
+        return _as_float64(scales)
+    kind = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu
+    return np.array(scales).view(kind).astype(np.float64)

@@ -21,10 +21,11 @@ from pathlib import Path
 import ml_dtypes
 import mlx.core as mx
 import numpy as np
-from checkpoints import BYTES_PER_LAYER, write_bf16, write_headers_only
+from checkpoints import BYTES_PER_LAYER, first_layers, write_bf16, write_headers_only
 from commands import Collected, collect, import_seconds, plan_seconds
 from numpy_statistics import mlx_and_numpy_errors, numpy_statistics
 
+from moe_weights.columns import Row
 from moe_weights.commands.collect_data import usable_cpus
 from moe_weights.quantize.native_backend import NativeBackend
 from moe_weights.quantize.round_trip import QuantBackend, SchemeSpec
@@ -67,7 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5, help="runs of each figure (default: 5)")
     parser.add_argument(
-        "--layers", type=int, default=4, help="size 1x in layers of 288 MiB (default: 4)"
+        "--layers", type=int, default=8, help="size 1x in layers of 288 MiB (default: 8)"
     )
     parser.add_argument("--folder", type=Path, help="where data is made (default: a temporary one)")
     arguments = parser.parse_args()
@@ -82,42 +83,49 @@ def main() -> int:
 
 
 def _measure(folder: Path, repeat: int, layers: int) -> list[Line]:
-    sizes = {1: layers, 2: 2 * layers, 4: 4 * layers}
-    models = {size: write_bf16(folder / f"model{size}", n) for size, n in sizes.items()}
+    whole = write_bf16(folder / "model4", 4 * layers)
+    models = {size: first_layers(whole, folder / f"model{size}", size * layers) for size in (1, 2)}
+    models[4] = whole
     runs = folder / "runs"
     _say("warming up: kernels are compiled, data is in the page cache")
-    tiny = write_bf16(folder / "tiny", 1)
+    tiny = write_headers_only(folder / "tiny", 6, n_files=1)
+    collect(tiny, runs, simulate=True)
     for model in (*models.values(), tiny):
-        collect(model, runs, simulate=model is tiny)
-    lines = _throughput(models, layers, runs, repeat)
+        collect(model, runs)
+    lines = _throughput(models, tiny, layers, runs, repeat)
     lines += _schemes(repeat)
-    lines += _startup(folder, runs, repeat)
-    lines.append(_plan(folder, runs, repeat))
+    lines += _startup(tiny, runs, repeat)
+    lines.append(_plan(folder, tiny, runs, repeat))
     return lines
 
 
-def _throughput(models: dict[int, Path], layers: int, runs: Path, repeat: int) -> list[Line]:
+def _throughput(
+    models: dict[int, Path], tiny: Path, layers: int, runs: Path, repeat: int
+) -> list[Line]:
     _say("throughput of whole runs")
     cpus = usable_cpus()
-    by_size: dict[int, list[Collected]] = {size: [] for size in models}
-    one_worker: dict[int, list[float]] = {1: [], 4: []}
+    all_workers: dict[int, list[Collected]] = {1: [], 4: []}
+    one_worker: dict[int, list[float]] = {size: [] for size in models}
+    startup: list[float] = []
     memcpy: list[float] = []
     plain: list[float] = []
     for _ in range(repeat):
         memcpy.append(_memcpy_rate())
         plain.append(_numpy_rate())
-        for size, model in models.items():
-            by_size[size].append(collect(model, runs))
+        startup.append(collect(tiny, runs, "--workers", "1").seconds)
+        for size in all_workers:
+            all_workers[size].append(collect(models[size], runs))
         for size in one_worker:
             one_worker[size].append(collect(models[size], runs, "--workers", "1").seconds)
-    seconds = {size: _median([run.seconds for run in found]) for size, found in by_size.items()}
+    seconds = {size: _median([run.seconds for run in runs]) for size, runs in all_workers.items()}
+    alone = {size: _median(found) for size, found in one_worker.items()}
     step = layers * BYTES_PER_LAYER
-    rate = 3 * step / (seconds[4] - seconds[1])
-    single = 3 * step / (_median(one_worker[4]) - _median(one_worker[1]))
+    rate, single = 3 * step / (seconds[4] - seconds[1]), 3 * step / (alone[4] - alone[1])
     copy, reference = _median(memcpy), _median(plain)
-    early, late = (seconds[2] - seconds[1]) / step, (seconds[4] - seconds[2]) / (2 * step)
-    peaks = [run.peak_beyond_baseline for found in by_size.values() for run in found]
-    ceiling = by_size[1][0].max_memory
+    start = _median(startup)
+    per_gb = {size: (alone[size] - start) / (size * step) * 1e9 for size in alone}
+    peaks = [run.peak_beyond_baseline for found in all_workers.values() for run in found]
+    ceiling = all_workers[1][0].max_memory
     return [
         Line("one-thread memcpy", _rate(copy), "1"),
         Line(
@@ -139,9 +147,9 @@ def _throughput(models: dict[int, Path], layers: int, runs: Path, repeat: int) -
             "at least 1.7 for 2",
         ),
         Line(
-            "time per byte from 2x to 4x the size, against 1x to 2x",
-            f"{late * 1e9:.3f} and {early * 1e9:.3f} s/GB",
-            f"{late / early:.2f}",
+            "time per byte at 1x, 2x and 4x the size, start-up taken off, one worker",
+            ", ".join(f"{found:.3f}" for found in per_gb.values()) + " s/GB",
+            f"{per_gb[2] / per_gb[1]:.2f} and {per_gb[4] / per_gb[1]:.2f}",
             "0.90 to 1.10",
         ),
         Line(
@@ -161,26 +169,25 @@ def _schemes(repeat: int) -> list[Line]:
     lines = []
     for scheme in _SCHEMES:
 
-        def row(backend: QuantBackend, scheme: SchemeSpec = scheme) -> None:
+        def row(backend: QuantBackend, scheme: SchemeSpec = scheme) -> Row:
             meter = SchemeMeter(*_MATRIX, weights.dtype, scheme, backend, 1e-12)
             meter.add(weights)
-            if meter.finish()["error"] is not None:
-                raise RuntimeError(f"{scheme.name} failed")
+            return meter.finish()
 
         def bare(scheme: SchemeSpec = scheme) -> None:
             _quantise_and_back(weights, scheme)
 
-        def by_hand(scheme: SchemeSpec = scheme) -> None:
-            mlx_and_numpy_errors(weights, scheme.mode, scheme.bits, scheme.group_size)
+        def by_hand(scheme: SchemeSpec = scheme) -> dict[str, float]:
+            return mlx_and_numpy_errors(weights, scheme.mode, scheme.bits, scheme.group_size)
 
-        row(native)
+        _refuse_differences(row(native), by_hand())
         pairs = [(_seconds(lambda: row(native), 5), _seconds(by_hand)) for _ in range(repeat)]
         bare_seconds = _median([_seconds(bare) for _ in range(repeat)])
         fast, slow = _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
         target = _SCHEME_TARGETS.get(scheme.name)
         lines.append(
             Line(
-                f"quant_sim {scheme.name}, one core, against MLX and NumPy",
+                f"quant_sim {scheme.name}, one core, against the same row by MLX and NumPy",
                 f"{_rate(weights.nbytes / fast)} and {_rate(weights.nbytes / slow)}",
                 f"{slow / fast:.0f} ({bare_seconds / fast:.0f} against the bare round trip)",
                 f"at least {target}" if target else "",
@@ -189,16 +196,20 @@ def _schemes(repeat: int) -> list[Line]:
     return lines
 
 
+def _refuse_differences(ours: Row, theirs: dict[str, float]) -> None:
+    for name, value in theirs.items():
+        if ours[name] is not None and not np.isclose(float(str(ours[name])), value, rtol=1e-9):
+            raise RuntimeError(f"{name} is {ours[name]} and by hand {value}: not the same work")
+
+
 def _quantise_and_back(weights: np.ndarray, scheme: SchemeSpec) -> None:
     options = {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
     packed = mx.quantize(mx.array(weights), **options, stream=mx.cpu)
     mx.eval(mx.dequantize(*packed, **options, stream=mx.cpu))
 
 
-def _startup(folder: Path, runs: Path, repeat: int) -> list[Line]:
+def _startup(tiny: Path, runs: Path, repeat: int) -> list[Line]:
     _say("start-up")
-    tiny = write_headers_only(folder / "few", 6, n_files=1)
-    collect(tiny, runs, simulate=True)
     pairs = [(collect(tiny, runs, simulate=True).seconds, import_seconds()) for _ in range(repeat)]
     whole, imports = (_median(list(side)) for side in zip(*pairs, strict=True))
     return [
@@ -211,10 +222,9 @@ def _startup(folder: Path, runs: Path, repeat: int) -> list[Line]:
     ]
 
 
-def _plan(folder: Path, runs: Path, repeat: int) -> Line:
+def _plan(folder: Path, few: Path, runs: Path, repeat: int) -> Line:
     _say("plan of 100 000 tensors")
     model = write_headers_only(folder / "many", 100_000)
-    few = write_headers_only(folder / "few-to-plan", 6, n_files=1)
     encoded = [_header_bytes(path) for path in sorted(model.glob("*.safetensors"))]
 
     def parse() -> None:

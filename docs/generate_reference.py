@@ -33,7 +33,7 @@ from moe_weights.errors import ExitCode, MoeWeightsError
 from moe_weights.findings import FindingKind
 from moe_weights.measure.metric_table import metric_columns
 from moe_weights.measure.settings import MeasureSettings
-from moe_weights.quantize.error import EXTRA_COLUMNS
+from moe_weights.quantize.error import EXTRA_COLUMNS, NUMBER_COLUMNS
 from moe_weights.tables.coverage import COVERAGE_SCHEMA
 from moe_weights.tables.deltas import deltas_schema
 from moe_weights.tables.matrix_stats import matrix_stats_schema
@@ -59,6 +59,7 @@ def generated_parts() -> dict[str, str]:
         "config-sections": _config_sections,
         "config": _config,
         "columns": _columns,
+        "metrics": _metrics,
         "reasons": reference_extraction.reasons,
         "warning-kinds": _warning_kinds,
         "errors": _errors,
@@ -197,10 +198,9 @@ def _default(text: str, row: ConfigKeyReference) -> str:
     return code(text) if text else ""
 
 
-def template_schemas() -> tuple[TableSchema, ...]:
-    """Return the schema of every table, as a run with the template config writes it."""
+def _template_settings() -> MeasureSettings:
     stats = parse_config(template_config("")).stats
-    settings = MeasureSettings(
+    return MeasureSettings(
         eps=stats.eps,
         percentiles_abs=stats.percentiles_abs,
         group_outlier_percentile=stats.group_outlier_percentile,
@@ -208,9 +208,13 @@ def template_schemas() -> tuple[TableSchema, ...]:
         sample_per_matrix=stats.sample_per_matrix,
         sample_seed=stats.sample_seed,
     )
+
+
+def template_schemas() -> tuple[TableSchema, ...]:
+    """Return the schema of every table, as a run with the template config writes it."""
     return (
         tensor_inventory_schema(index_mode=True),
-        matrix_stats_schema(metric_columns(settings)),
+        matrix_stats_schema(metric_columns(_template_settings())),
         quant_sim_schema(EXTRA_COLUMNS),
         UNMATCHED_TENSORS_SCHEMA,
         COVERAGE_SCHEMA,
@@ -228,6 +232,19 @@ def _columns() -> Iterator[str]:
         yield from _column_table(schema.columns)
         yield ""
     yield from _summary_columns({schema.name: schema for schema in schemas})
+
+
+def _metrics() -> Iterator[str]:
+    found = {
+        "matrix_stats": metric_columns(_template_settings()),
+        "quant_sim": NUMBER_COLUMNS,
+    }
+    rows = [
+        (code(column.name), name, escape(column.meaning))
+        for name, columns in found.items()
+        for column in columns
+    ]
+    return table(("column", "of", "formula"), rows)
 
 
 def _column_table(columns: Iterable[Column]) -> Iterator[str]:

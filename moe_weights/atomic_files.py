@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -27,6 +28,12 @@ JsonValue: TypeAlias = (
 
 _TEMPORARY_NAME = re.compile(r"^\..+\.tmp-\d+(?:-\d+)?$")
 _WRITE_NUMBERS = itertools.count()  # two threads may write one target at the same time
+_KINDS_OF_FILES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 # What file systems answer that cannot flush a folder; the rename is as durable as they make it.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
@@ -46,6 +53,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
             as before.
     """
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{next(_WRITE_NUMBERS)}")
+    _refuse_special(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -127,6 +135,24 @@ def remove_file(target: Path) -> None:
         target.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(_write_failure_message(target, error, verb="remove")) from error
+
+
+def open_regular_file(path: Path) -> IO[bytes]:
+    """Open a file for reading, but nothing that is no file: a named pipe would wait for ever.
+
+    Args:
+        path: A file, or a link to one.
+
+    Raises:
+        OSError: as `Path.open`, or it is a folder, a pipe, a socket or a device.
+    """
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if kind != stat.S_IFREG:
+        what = _KINDS_OF_FILES.get(kind, "something else")
+        raise OSError(errno.EINVAL, f"it is {what} and no regular file", str(path))
+    return path.open("rb")
 
 
 def file_sha256(path: Path) -> str:
@@ -220,6 +246,25 @@ def remove_temporary_siblings(folder: Path) -> int:
                 _remove_quietly(Path(parent) / name)
                 removed += 1
     return removed
+
+
+def _refuse_special(target: Path) -> None:
+    """Refuse what a rename would destroy: a device such as /dev/stdout, a pipe, a socket.
+
+    Raises:
+        OutputError: it is one.
+    """
+    try:
+        kind = stat.S_IFMT(target.stat().st_mode)
+    except OSError:
+        return  # nothing there, or what the write itself will tell
+    # With output sent to a file, /dev/stdout is that file; the name itself would be replaced.
+    if kind in _KINDS_OF_FILES or str(target.absolute().parent) in {"/dev", "/dev/fd"}:
+        what = _KINDS_OF_FILES.get(kind, "no file of its own")
+        raise OutputError(
+            f"cannot write {target}: it is {what}, and writing would replace it; give the path of "
+            "a file"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -88,7 +88,7 @@ def _fill_in_from_config(arguments: argparse.Namespace) -> None:
 
     path = Path(arguments.config)
     search = load_model_config(path.parent, path.name)
-    if search.config is None or search.config.path.name != path.name:
+    if search.config is None or search.config.path != path:
         raise CheckpointError(f"cannot read {path} as the config.json of a model")
     stack = expect_experts(search.config.raw).of("text")
     if stack is not None:

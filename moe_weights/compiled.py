@@ -49,7 +49,8 @@ def cache_folder() -> Path | None:
     """Return where machine code is kept: a folder for exactly these sources, or None.
 
     Numba itself forgets a kernel when its own file changes, and keeps it when another file changes
-    whose functions were compiled into it. The folder's name is a digest of all of them.
+    whose functions were compiled into it, or this file with its compiler options. The folder's
+    name is a digest of all of them.
     """
     name = f"moe_weights-kernels-{_sources_digest()}"
     given = os.environ.get("NUMBA_CACHE_DIR")
@@ -64,7 +65,7 @@ def cache_folder() -> Path | None:
 
 
 def _sources_digest() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(path for room in _ROOMS_WITH_KERNELS for path in _sources(room)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -33,3 +33,5 @@ else
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$requirement"
 fi
+# An editable install is not compiled as other packages are: the first command need not wait for it.
+"$venv/bin/python" -m compileall -q moe_weights

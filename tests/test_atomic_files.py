@@ -15,6 +15,7 @@ from moe_weights.atomic_files import (
     RunLock,
     atomic_path,
     file_sha256,
+    open_regular_file,
     remove_file,
     remove_temporary_siblings,
     to_json,
@@ -99,6 +100,35 @@ class AtomicWrite(FolderCase):
             "was before",
         )
 
+    def test_replaces_no_pipe_and_no_device(self) -> None:
+        pipe = self.folder / "pipe"
+        os.mkfifo(pipe)
+        link = self.folder / "link"
+        link.symlink_to("/dev/null")
+        for target, what in ((pipe, "a named pipe"), (link, "a device")):
+            with self.subTest(what), self.assertRaises(OutputError) as caught:
+                write_text_atomic(target, "new")
+            self.assertEqual(
+                str(caught.exception),
+                f"cannot write {target}: it is {what}, and writing would replace it; give the path "
+                "of a file",
+            )
+        self.assertTrue(pipe.is_fifo() and link.is_symlink())
+
+    def test_replaces_no_name_of_an_open_file(self) -> None:
+        # Nothing may be renamed over a device of this machine, whatever the code under test does.
+        program = (
+            "import os; os.replace = print; from moe_weights.atomic_files import *; "
+            "write_text_atomic(Path('/dev/stdout'), 'x')"
+        )
+        with (self.folder / "out").open("wb") as stream:
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                cwd=REPO_ROOT, stdout=stream, stderr=subprocess.PIPE, check=False,
+            )  # fmt: skip
+        self.assertIn(b"cannot write /dev/stdout: it is no file of its own", done.stderr)
+        self.assertTrue(Path("/dev/stdout").is_symlink())
+
     def test_does_without_flushing_a_folder_where_the_file_system_cannot(self) -> None:
         flush = os.fsync
 
@@ -165,6 +195,21 @@ class RemovedFile(FolderCase):
             f"cannot remove {self.target}: Permission denied; make the run directory writable or "
             "use another --root; the file is as it was before",
         )
+
+
+class RegularFile(FolderCase):
+    def test_is_opened_and_what_is_none_is_refused(self) -> None:
+        path = self.folder / "a"
+        path.write_bytes(b"text")
+        with open_regular_file(path) as stream:
+            self.assertEqual(stream.read(), b"text")
+        for target, kind in (
+            (self.folder, IsADirectoryError),
+            (self.folder / "none", FileNotFoundError),
+            (Path("/dev/null"), OSError),
+        ):
+            with self.assertRaises(kind):
+                open_regular_file(target)
 
 
 class Digest(FolderCase):

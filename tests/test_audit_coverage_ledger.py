@@ -205,6 +205,15 @@ class Findings(unittest.TestCase):
     def test_are_none_for_a_whole_model(self) -> None:
         self.assertEqual(self.messages(coverage_of(whole_model())), [])
 
+    def test_tell_of_experts_that_are_there_twice(self) -> None:
+        tensors = whole_model() | {"draft." + NAME.format(0, 0, "up_proj"): (32, 64)}
+        place = "(text layer 0 up_proj: {} experts, some more than once)"
+        for config, counts in ((DECLARED, "2 of 2"), ({}, "2")):
+            self.assertEqual(
+                self.messages(coverage_of(tensors, config)),
+                ["[coverage] extra: 1 (layer, projection) pairs " + place.format(counts)],
+            )
+
     def test_are_one_per_status_with_three_places(self) -> None:
         coverage = coverage_of(whole_model(n_experts=1), {**DECLARED, "num_hidden_layers": 2})
         (finding,) = coverage_findings(coverage)
@@ -214,6 +223,26 @@ class Findings(unittest.TestCase):
             "[coverage] missing: 6 (layer, projection) pairs (text layer 0 gate_proj: 1 of 2 "
             "experts; text layer 0 up_proj: 1 of 2 experts; text layer 0 down_proj: 1 of 2 "
             "experts; ...)",
+        )
+
+    def test_say_that_there_are_more_only_where_there_are(self) -> None:
+        for n_layers, n_pairs, ending in ((1, 3, "experts)"), (2, 6, "experts; ...)")):
+            declared = {**DECLARED, "num_hidden_layers": n_layers}
+            (message,) = self.messages(coverage_of(whole_model(n_layers, n_experts=1), declared))
+            self.assertTrue(message.startswith(f"[coverage] missing: {n_pairs} "), message)
+            self.assertTrue(message.endswith(f" 1 of 2 {ending}"), message)
+
+    def test_hold_projections_against_each_other_only_where_no_number_is_declared(self) -> None:
+        tensors = whole_model()
+        del tensors[NAME.format(1, 1, "up_proj")]
+        self.assertEqual(
+            self.messages(coverage_of(tensors)),
+            [
+                (
+                    "[coverage] missing: 1 (layer, projection) pairs (text layer 1 up_proj: 1 of 2 "
+                    "experts)"
+                )
+            ],
         )
 
     def test_show_the_shape_where_that_is_what_is_wrong(self) -> None:

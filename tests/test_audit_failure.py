@@ -80,6 +80,16 @@ class FindingRuns(unittest.TestCase):
                 "run directory ~x/run: no home; write the path in full",
             )
 
+    def test_refuses_a_path_that_no_log_could_name(self) -> None:
+        made = make_run(self)
+        renamed = made.path.with_name("first\udcff")
+        made.path.rename(renamed)
+        self.assertEqual(
+            self.refused(renamed),
+            f"run directory {str(renamed)!r} is not UTF-8, so no log can name it; "
+            "rename the folder",
+        )
+
     def test_refuses_what_is_no_run(self) -> None:
         folder = temporary_folder(self)
         self.assertEqual(

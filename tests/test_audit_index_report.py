@@ -53,6 +53,12 @@ class Comparison(unittest.TestCase):
             (MisplacedTensor(tensor="y", index_shard="b", found_in="a"),),
         )
 
+    def test_names_the_first_of_several_wrong_shards(self) -> None:
+        scanned = [header(file, "x") for file in ("c", "a", "b")]
+        for headers in (scanned, scanned[::-1]):
+            report = compare_index(files(), index({"x": "d"}), headers)
+            self.assertEqual([item.found_in for item in report.misplaced_tensors], ["a"])
+
     def test_takes_one_of_two_copies_in_the_right_place_as_right(self) -> None:
         report = compare_index(files(), index({"x": "b"}), [header("a", "x"), header("b", "x")])
         self.assertEqual((report.misplaced_tensors, report.missing_tensors), ((), ()))

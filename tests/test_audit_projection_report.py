@@ -113,6 +113,17 @@ class Lines(unittest.TestCase):
             ],
         )
 
+    def test_count_a_token_once_for_each_rule_that_met_it(self) -> None:
+        self.assertEqual(
+            self.texts(event(), event(rule_name="s"), event(rule_name="s")),
+            [
+                (
+                    "[proj] unmapped proj tokens kept raw: packed_split=0, proj_group=3 (unique=2, "
+                    "occurrences=3). See logs/p.csv"
+                )
+            ],
+        )
+
     def test_about_an_empty_alias_map_say_where_to_look(self) -> None:
         start = (
             "[config] parsing.proj_group_strict=true but parsing.proj_aliases is empty; strict "

@@ -99,8 +99,17 @@ class Weights(unittest.TestCase):
         self.assertEqual(findings([row(0), row(0, file="b")], ["x", "x"]), [])
 
     def test_are_told_in_one_order_whatever_the_order_of_the_rows(self) -> None:
-        rows = [row(expert, n_inf=1) for expert in range(4)]
-        self.assertEqual(texts(findings(rows, ["x"] * 4)), texts(findings(rows[::-1], ["x"] * 4)))
+        halves = [row(0, derived_tensor=half, file=file, n_inf=1) for half, file in ("az", "by")]
+        names = f"(a expert 0, b expert 0, {NAME.format(1)}, ...)"
+        rows = [*halves, row(1, n_inf=1), row(2, n_inf=1)]
+        for shown in (rows, rows[::-1]):
+            self.assertEqual(
+                texts(findings(shown, ["x"] * 4)),
+                [
+                    f"[weights] NaN or Inf in 4 matrices {names}",
+                    f"[weights] identical weights in 4 matrices {names}",
+                ],
+            )
 
 
 if __name__ == "__main__":

@@ -130,6 +130,16 @@ class RepeatedNames(HeadersCase):
                 self.read().shadowed, {("b.safetensors", "same"), ("c.safetensors", "same")}
             )
 
+    def test_in_very_many_files_are_told_with_some_of_them(self) -> None:
+        for number in range(9):
+            write_safetensors(self.root / f"z{number}.safetensors", {"same": ONE})
+        (finding,) = self.read().findings
+        files = [f"{stem}.safetensors" for stem in ("a", "b", "c", *(f"z{i}" for i in range(7)))]
+        self.assertEqual(
+            finding.message,
+            f"[scan] duplicate tensor name: same ({', '.join(files)}, ... (2 more, 12 in all))",
+        )
+
     def test_several_are_one_finding_with_a_count(self) -> None:
         for file in ("d", "e"):
             write_safetensors(self.root / f"{file}.safetensors", {"other": ONE})

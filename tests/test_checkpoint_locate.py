@@ -1,72 +1,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
 
-from moe_weights.checkpoint.locate import (
-    CheckpointFiles,
-    index_ignored_line,
-    locate_checkpoint,
-)
-from moe_weights.errors import (
-    CheckpointError,
-    ExitCode,
-    MoeWeightsError,
-    ShardIndexError,
-    UsageError,
-)
+from moe_weights.errors import CheckpointError, ShardIndexError, UsageError
 from tests.support.checkpoints import write_index
+from tests.support.locating import LocateCase
 
 HOW_TO_SET = "\n  how to fix: set model_path in analysis_config.json or pass --model-path"
 NO_INDEX_FIX = "\n  how to fix: provide a usable index or set scan.strict_index to false"
-
-
-class LocateCase(unittest.TestCase):
-    def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.root = Path(folder.name) / "model"
-        self.root.mkdir()
-        self.index_path = self.root / "model.safetensors.index.json"
-
-    def touch(self, *files: str) -> None:
-        for file in files:
-            path = self.root / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
-
-    def locate(
-        self,
-        model_path: str | Path | None = None,
-        *,
-        extensions: tuple[str, ...] = (".safetensors", ".npz"),
-        use_index: bool = True,
-        strict_index: bool = False,
-        max_files: int | None = None,
-    ) -> CheckpointFiles:
-        return locate_checkpoint(
-            self.root if model_path is None else model_path,
-            extensions=extensions,
-            use_index=use_index,
-            strict_index=strict_index,
-            max_files=max_files,
-        )
-
-    def assert_fails(
-        self,
-        error: type[MoeWeightsError],
-        message: str,
-        model_path: str | Path | None = None,
-        *,
-        use_index: bool = True,
-        strict_index: bool = False,
-    ) -> None:
-        with self.assertRaises(error) as caught:
-            self.locate(model_path, use_index=use_index, strict_index=strict_index)
-        self.assertEqual(str(caught.exception), message)
 
 
 class ModelPaths(LocateCase):
@@ -95,6 +39,26 @@ class ModelPaths(LocateCase):
             self.assert_fails(
                 UsageError, f"model_path cannot be reached: {self.root} (no)", self.root
             )
+
+    def test_a_path_that_no_log_could_name(self) -> None:
+        folder = self.root.parent / "model\udcff"
+        folder.mkdir()
+        (self.root / "a\udcff.npz").write_bytes(b"")
+        for path in (folder, self.root / "a\udcff.npz"):
+            self.assert_fails(
+                UsageError,
+                f"model_path is not UTF-8, so no JSON file can name it: {str(path)!r}\n"
+                "  how to fix: rename the folder or file",
+                path,
+            )
+
+    def test_an_index_that_no_log_could_name(self) -> None:
+        write_index(self.root, {"t": "a.npz"}, name="a\udcff.safetensors.index.json")
+        self.assert_fails(
+            CheckpointError,
+            r"'a\udcff.safetensors.index.json': the name of the shard index is not UTF-8, "
+            "so no log can hold it; rename the file",
+        )
 
     def test_a_home_that_nobody_has(self) -> None:
         with self.assertRaisesRegex(UsageError, "^model_path cannot be expanded: ~nobody-at-all/x"):
@@ -184,141 +148,6 @@ class Walking(LocateCase):
         )
 
 
-class TruthTable(LocateCase):
-    """Every row of use_index, strict_index, kind of model path, index."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.touch("a.safetensors", "b.safetensors", "extra.safetensors", "sub/deep.safetensors")
-        self.all_files = (
-            "a.safetensors",
-            "b.safetensors",
-            "extra.safetensors",
-            "sub/deep.safetensors",
-        )
-        self.anchor = self.root / "b.safetensors"
-
-    def write_valid_index(self, *more: str) -> None:
-        shards = ("b.safetensors", "a.safetensors", "notes.txt", *more)
-        write_index(self.root, {f"t{i}": shard for i, shard in enumerate(shards)})
-
-    def write_broken_index(self) -> None:
-        self.index_path.write_text("{}")
-
-    def broken_finding(self) -> list[str]:
-        return [f"[index] failed to parse index {self.index_path}: it has no weight_map"]
-
-    def test_off_lenient_walks(self) -> None:
-        self.write_valid_index()
-        files = self.locate(use_index=False)
-        self.assertEqual((files.files, files.scan_mode), (self.all_files, "walk"))
-        state = files.index
-        self.assertEqual((state.status, state.searched, state.found), ("disabled", False, False))
-
-    def test_off_strict_fails(self) -> None:
-        for path in (self.root, self.anchor):
-            self.assert_fails(
-                UsageError,
-                "strict_index requires use_safetensors_index_json=true\n  how to fix: set "
-                "scan.use_safetensors_index_json to true or scan.strict_index to false",
-                path,
-                use_index=False,
-                strict_index=True,
-            )
-
-    def test_on_lenient_folder_without_index_walks_without_a_finding(self) -> None:
-        files = self.locate()
-        self.assertEqual((files.files, files.scan_mode), (self.all_files, "walk"))
-        self.assertEqual((files.index.status, files.findings), ("not_found", ()))
-
-    def test_on_folder_with_index_scans_its_shards_in_order(self) -> None:
-        self.write_valid_index()
-        for strict_index in (False, True):
-            files = self.locate(strict_index=strict_index)
-            self.assertEqual(files.files, ("a.safetensors", "b.safetensors"))
-            self.assertEqual((files.scan_mode, files.index.status), ("index", "active"))
-            self.assertTrue(files.index.active and files.index.used_for_scan)
-            self.assertEqual(files.expected_shards, files.files)
-            self.assertEqual(files.missing_shards, ())
-            self.assertEqual(files.extra_safetensors_files_on_disk, ("extra.safetensors",))
-            self.assertEqual(files.findings, ())
-
-    def test_on_lenient_folder_with_broken_index_walks_with_a_finding(self) -> None:
-        self.write_broken_index()
-        files = self.locate()
-        self.assertEqual((files.files, files.scan_mode), (self.all_files, "walk"))
-        self.assertEqual([finding.message for finding in files.findings], self.broken_finding())
-        state = files.index
-        self.assertEqual((state.status, state.index_path), ("error", self.index_path))
-        self.assertEqual(state.error, "it has no weight_map")
-
-    def test_on_lenient_file_with_index_scans_the_anchor_alone(self) -> None:
-        self.write_valid_index("gone.safetensors")
-        for strict_index in (False, True):
-            files = self.locate(self.anchor, strict_index=strict_index)
-            self.assertEqual((files.files, files.scan_mode), (("b.safetensors",), "walk"))
-            self.assertEqual((files.kind, files.root), ("file", self.root))
-            state = files.index
-            self.assertEqual((state.status, state.parsed, state.active), ("active", True, False))
-            self.assertTrue(files.index_ignored_due_to_file)
-            self.assertEqual((files.expected_shards, files.missing_shards), ((), ()))
-            self.assertEqual(
-                index_ignored_line(files),
-                f"[index] index found at {self.index_path}; but model_path is a file; scanning "
-                "only the anchor file. To scan the full indexed shard set, pass the model "
-                "directory instead.",
-            )
-
-    def test_on_lenient_file_without_index_scans_the_anchor_alone(self) -> None:
-        files = self.locate(self.anchor)
-        self.assertEqual(files.files, ("b.safetensors",))
-        self.assertFalse(files.index_ignored_due_to_file)
-        self.assertIsNone(index_ignored_line(files))
-
-    def test_on_lenient_file_with_broken_index_scans_the_anchor_with_a_finding(self) -> None:
-        self.write_broken_index()
-        files = self.locate(self.anchor)
-        self.assertEqual(files.files, ("b.safetensors",))
-        self.assertEqual([finding.message for finding in files.findings], self.broken_finding())
-
-    def test_on_strict_without_index_fails(self) -> None:
-        for path in (self.root, self.anchor):
-            self.assert_fails(
-                ShardIndexError,
-                "strict_index requires an active index (status: not_found)\n"
-                f"  no *.safetensors.index.json in {self.root}{NO_INDEX_FIX}",
-                path,
-                strict_index=True,
-            )
-
-    def test_on_strict_with_broken_index_fails(self) -> None:
-        self.write_broken_index()
-        for path in (self.root, self.anchor):
-            self.assert_fails(
-                ShardIndexError,
-                "strict_index requires an active index (status: error)\n"
-                f"  {self.index_path}: it has no weight_map{NO_INDEX_FIX}",
-                path,
-                strict_index=True,
-            )
-
-    def test_on_strict_folder_with_missing_shards_fails(self) -> None:
-        self.write_valid_index("gone.safetensors", "also.npz", "no-shard.md")
-        self.assert_fails(
-            ShardIndexError,
-            "[index] missing shard(s) referenced by index: also.npz, gone.safetensors\n"
-            "  how to fix: complete the download or set scan.strict_index to false",
-            strict_index=True,
-        )
-        self.assertEqual(ShardIndexError.exit_code, ExitCode.INDEX)
-
-    def test_on_lenient_folder_with_missing_shards_goes_on(self) -> None:
-        self.write_valid_index("gone.safetensors")
-        files = self.locate()
-        self.assertEqual(files.files, ("a.safetensors", "b.safetensors"))
-        self.assertEqual(files.missing_shards, ("gone.safetensors",))
-
-
 class IndexedShards(LocateCase):
     def test_a_folder_or_dangling_link_is_a_missing_shard_and_a_link_to_a_file_is_none(
         self,
@@ -351,6 +180,34 @@ class IndexedShards(LocateCase):
         self.touch("sub/a.safetensors")
         write_index(self.root, {"x": "sub\\a.safetensors"})
         self.assertEqual(self.locate().files, ("sub/a.safetensors",))
+
+    def test_a_file_beside_the_index_may_have_any_name(self) -> None:
+        self.touch("a.npz", "b\udcff.safetensors")
+        write_index(self.root, {"t": "a.npz"})
+        self.assertEqual(self.locate().extra_safetensors_files_on_disk, ("b\\udcff.safetensors",))
+
+    def test_shards_that_are_not_scanned_are_told(self) -> None:
+        self.touch("a.safetensors")
+        hint = (
+            "convert such shards, mend the index, or set scan.use_safetensors_index_json to false"
+        )
+        not_scanned = "[index] shards with a suffix that is not scanned: "
+        for weight_map, scanned, message, count in (
+            ({}, (), "[index] the index names no shards, so nothing is scanned", 1),
+            ({"t": "c.bin", "u": "b.bin"}, (), not_scanned + "b.bin, c.bin", 2),
+            (
+                {"t": "a.safetensors", "u": "b.safetensors "},
+                ("a.safetensors",),
+                not_scanned + "b.safetensors ",
+                1,
+            ),
+        ):
+            write_index(self.root, weight_map)
+            files = self.locate()
+            self.assertEqual((files.scan_mode, files.files), ("index", scanned))
+            (finding,) = files.findings
+            self.assertEqual((finding.message, finding.count), (message, count))
+            self.assertEqual((finding.file, finding.hint), (self.index_path.name, hint))
 
     def test_missing_shards_beyond_twenty_are_counted(self) -> None:
         write_index(self.root, {f"t{i}": f"{i:02}.npz" for i in range(22)})

@@ -101,6 +101,8 @@ class Finding(ConfigCase):
                 "version https://git-lfs.github.com/spec/v1\n",
                 LFS_POINTER_CAUSE,
             ),
+            (r'{"hidden_size": "\ud800"}', "not Unicode text (half of a surrogate pair)"),
+            (r'{"\uDFFF": 8}', "not Unicode text (half of a surrogate pair)"),
         ):
             path = self.write(content)
             search = load_model_config(self.root, None)

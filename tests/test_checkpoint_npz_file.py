@@ -63,6 +63,7 @@ class Reading(NpzCase):
             "void": np.zeros(4, ml_dtypes.bfloat16),
             "text": np.array(["ab", "c"]),
             "record": np.zeros(2, [("x", "<f4"), ("y", "u1")]),
+            "pair": np.zeros(2, [("half", "<f2")]),
             "e5m2": np.zeros(4, ml_dtypes.float8_e5m2),
         }
         for save in (np.savez, np.savez_compressed):
@@ -77,7 +78,8 @@ class Reading(NpzCase):
                     ("big", ">f4", (2, 3)),
                     ("void", "|V2", (4,)),
                     ("text", "<U2", (2,)),
-                    ("record", "|V5", (2,)),
+                    ("record", "structured40", (2,)),
+                    ("pair", "structured16", (2,)),
                     ("e5m2", "<f1", (4,)),
                 ],
             )

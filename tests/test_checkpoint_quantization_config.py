@@ -5,6 +5,7 @@ import unittest
 from typing import Any
 
 from moe_weights.checkpoint.quantization_config import find_quantization
+from moe_weights.errors import CheckpointError
 from tests.support.runs import temporary_folder
 
 BLOCK: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -55,12 +56,38 @@ class Quantization(unittest.TestCase):
 
     def test_is_empty_where_no_file_has_any(self) -> None:
         self.assertEqual(find_quantization(self.folder, {}), {})
-        for text in ("", "[]", "{}", '{"quantization": 3}', "\xff{"):
+        for text in ("[]", "{}", '{"quantization": 3}'):
             with self.subTest(text=text):
                 self.write_beside(text)
                 self.assertEqual(find_quantization(self.folder, {}), {})
-        (self.folder / "hf_quant_config.json").write_bytes(b"\xff\xfe")
-        self.assertEqual(find_quantization(self.folder, {}), {})
+
+    def test_in_a_file_that_cannot_be_read_is_refused(self) -> None:
+        path = self.folder / "hf_quant_config.json"
+        how_to_fix = (
+            "\n  how to fix: download the file again; remove it only if no weight is quantised"
+        )
+        for encoded, cause in (
+            (b'{"quantization": {', "it is not JSON (Expecting property name enclosed in double "),
+            (b"[" * 100_000, "it is not usable JSON (nested too deeply)"),
+            (b"\xff\xfe", "it is not UTF-8 text (byte 0)"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "it is a git-LFS pointer, not the "),
+        ):
+            path.write_bytes(encoded)
+            with self.assertRaises(CheckpointError) as caught:
+                find_quantization(self.folder, {})
+            message = str(caught.exception)
+            self.assertTrue(message.startswith(f"hf_quant_config.json: {cause}"), message)
+            self.assertTrue(message.endswith(how_to_fix), message)
+            block = find_quantization(self.folder, {"quantization_config": BLOCK})
+            self.assertEqual(block, BLOCK)
+        path.unlink()
+        path.mkdir()
+        with self.assertRaises(CheckpointError) as caught:
+            find_quantization(self.folder, {})
+        self.assertEqual(
+            str(caught.exception),
+            "hf_quant_config.json: it cannot be read (Is a directory)" + how_to_fix,
+        )
 
     def test_is_not_looked_for_when_config_json_is_not_used(self) -> None:
         self.write_beside(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))

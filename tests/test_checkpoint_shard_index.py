@@ -61,6 +61,7 @@ class Refusals(IndexCase):
             (" \n", "it is empty"),
             ('{"a" 1}', "it is not JSON (Expecting ':' delimiter: line 1 column 6 (char 5))"),
             (b"\xff", "it is not UTF-8 text (byte 0)"),
+            ('{"a": -1e999}', "it is not JSON (-1e999 is beyond what a number can be)"),
             ("[]", "it is not a JSON object"),
             ("{}", "it has no weight_map"),
             ('{"weight_map": []}', "weight_map is not an object"),

@@ -6,6 +6,7 @@ import tempfile
 import tracemalloc
 import unittest
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -163,6 +164,29 @@ class Memory(unittest.TestCase):
                     # Python's own objects weigh more than such small arrays.
                     self.assertLess(taken, encoded_nbytes(unit) + 100_000)
 
+    def test_is_that_of_the_packed_words_where_rows_are_their_columns(self) -> None:
+        for label in ("gptq", "awq"):
+            form = FORMS[label]
+            arrays = {
+                name: np.tile(array, (16, 32) if array.ndim > 1 else 16)
+                for name, array in form.arrays.items()
+            }
+            rows, cols = 32 * form.shape[0], 16 * form.shape[1]
+            large = replace(form, arrays=arrays, shape=(rows, cols), quantization={
+                **form.quantization, "group_size": cols // 32
+            })  # fmt: skip
+            with folder() as root, small_pieces(2**16, 2**18):
+                tensor = large.write(root)
+                upper = MatrixView(
+                    offset=0, rows=rows // 2, cols=cols, row_stride=cols, col_stride=1
+                )
+                unit = unit_of(tensor, upper, upper.shifted(rows // 2 * cols))
+                self.peak(EncodedUnit(unit, root, None), unit)  # kernels are compiled
+                taken = self.peak(EncodedUnit(unit, root, None), unit)
+                self.assertGreater(taken, tensor.nbytes)
+                self.assertLess(taken, encoded_nbytes(unit))
+                self.assertLess(encoded_nbytes(unit), tensor.nbytes + 2**19)
+
     def test_does_not_grow_with_the_matrix(self) -> None:
         rng = np.random.default_rng(0)
         rows, cols = 1024, 4096
@@ -191,19 +215,36 @@ class Memory(unittest.TestCase):
                 self.assertLess(encoded_nbytes(unit), 2 * most * 2**20)
 
 
+class WhatIsPassedWhole(unittest.TestCase):
+    def test_is_read_once_for_the_matrices_that_share_it(self) -> None:
+        for label in ("gptq", "awq"):
+            with self.subTest(form=label), folder() as root:
+                tensor = FORMS[label].write(root)
+                length = tensor.shape[1]
+                upper = MatrixView(offset=0, rows=20, cols=length, row_stride=length, col_stride=1)
+                halves = [upper, upper.shifted(20 * length)]
+                source = EncodedUnit(unit_of(tensor, *halves), root, None)
+                decoded = list(source.blocks(halves[0]))
+                (root / "model.safetensors").unlink()
+                decoded += list(source.blocks(halves[1]))
+                codes = [block for half in halves for block in source.code_blocks(half)]
+                self.assertEqual(np.concatenate(decoded).shape, tensor.shape)
+                self.assertEqual(np.concatenate(codes).shape, tensor.shape)
+
+
 class WhatCannotBeCut(unittest.TestCase):
     def test_is_decoded_once_for_the_matrices_that_share_it(self) -> None:
         with folder() as root:
-            tensor = FORMS["gptq"].write(root)
+            tensor = FORMS["packed int ragged packed zero points, 3 bits"].write(root)
             halves = [
-                MatrixView(offset=offset, rows=20, cols=64, row_stride=64, col_stride=1)
-                for offset in (0, 20 * 64)
+                MatrixView(offset=offset, rows=10, cols=96, row_stride=96, col_stride=1)
+                for offset in (0, 10 * 96)
             ]
             source = EncodedUnit(unit_of(tensor, *halves), root, None)
             decoded = list(source.blocks(halves[0]))
             (root / "model.safetensors").unlink()
             decoded += list(source.blocks(halves[1]))
-            self.assertEqual(np.concatenate(decoded).shape, (40, 64))
+            self.assertEqual(np.concatenate(decoded).shape, (20, 96))
 
     def test_is_cut_between_experts_where_its_parts_are(self) -> None:
         with folder() as root:

@@ -102,7 +102,7 @@ class BadRunDirectory(CommandCase):
 class StrictPackedSplit(CommandCase):
     """Exit 4 before a weight is read; what headers tell is written all the same."""
 
-    NAME = "model.layers.0.mlp.experts.gate_up_proj.weight"
+    NAME = "model.layers.9.mlp.experts.gate_up_proj.weight"
 
     def setUp(self) -> None:
         super().setUp()

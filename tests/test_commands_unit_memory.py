@@ -10,9 +10,11 @@ import textwrap
 import tracemalloc
 import unittest
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
@@ -22,6 +24,7 @@ from moe_weights.commands.work import run_units
 from moe_weights.errors import UsageError
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import WorkUnit
+from moe_weights.quantize.round_trip import SchemeSpec
 from tests.support.checkpoints import entry, raw_safetensors
 from tests.support.command_line import CommandCase
 from tests.support.extraction import plan_headers
@@ -69,7 +72,7 @@ class UnitBound(unittest.TestCase):
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        bound = unit_nbytes(unit, settings.measure)
+        bound = unit_nbytes(unit, settings.measure, uses_mlx=False)
         self.assertLess(peak, bound)
 
     def test_of_a_matrix_that_is_stored_row_by_row_is_far_below_its_size(self) -> None:
@@ -77,7 +80,7 @@ class UnitBound(unittest.TestCase):
             header = sparse_tensor(self.root, code, (rows, 4096))
             unit = make_unit(header, [plan_matrix(row_major(rows, 4096))])
             with self.subTest(code=code):
-                self.assertLess(unit_nbytes(unit, make_settings()), header.nbytes)
+                self.assertLess(unit_nbytes(unit, make_settings(), uses_mlx=False), header.nbytes)
                 self.assert_bounded(unit)
 
     def test_holds_for_random_weights_in_every_dtype(self) -> None:
@@ -133,6 +136,27 @@ class UnitBound(unittest.TestCase):
         self.assert_bounded(unit)
 
 
+class MlxBound(unittest.TestCase):
+    def test_holds_for_blocks_and_long_rows_of_many_workers(self) -> None:
+        root = temporary_folder(self)
+        scheme = SchemeSpec(name="q", mode="nvfp4", bits=4, group_size=16)
+        settings = make_work_settings(root, schemes=[scheme], backend="mlx")
+        for code, shape in (("BF16", (128, 4096)), ("F32", (64, 4096)), ("BF16", (1, 800_000))):
+            header = sparse_tensor(root, code, shape)
+            unit = make_unit(header, [plan_matrix(row_major(*shape))])
+            run_units([unit], settings)
+            for workers in (1, 2):
+                mx.reset_peak_memory()
+                with ThreadPoolExecutor(workers) as pool:
+                    list(pool.map(lambda unit: run_units([unit], settings), [unit] * workers))
+                native = unit_nbytes(unit, settings.measure, uses_mlx=False)
+                bound = unit_nbytes(unit, settings.measure, uses_mlx=True) - native
+                with self.subTest(code=code, shape=shape, workers=workers):
+                    self.assertLess(mx.get_peak_memory(), workers * bound)
+                    self.assertGreater(mx.get_peak_memory(), bound // 4)
+                    self.assertEqual(mx.get_cache_memory(), 0)
+
+
 class Ceiling(unittest.TestCase):
     def setUp(self) -> None:
         self.root = temporary_folder(self)
@@ -146,18 +170,18 @@ class Ceiling(unittest.TestCase):
             self.units, make_settings(), uses_mlx=uses_mlx, max_memory=max_memory, **values
         )
 
-    def test_leaves_to_the_workers_what_plan_tables_and_mlx_do_not_take(self) -> None:
+    def test_leaves_to_the_workers_what_plan_and_tables_do_not_take(self) -> None:
         base = self.memory(2**30)
         self.assertLess(base, 2**30 - 10 * MIB)
         self.assertEqual(self.memory(2**30, taken=30 * MIB), base - 20 * MIB)
         self.assertEqual(self.memory(2**31), base + 2**30)
-        self.assertLess(self.memory(2**30, uses_mlx=1), base)
+        self.assertEqual(self.memory(2**30, uses_mlx=1), base)  # each unit counts its own
         self.assertLess(self.memory(2**30, n_schemes=9), base)
 
     def test_too_low_is_refused_with_the_size_to_give(self) -> None:
         with self.assertRaises(UsageError) as caught:
             self.memory(100 * MIB)
-        needed = unit_nbytes(self.units[0], make_settings())
+        needed = unit_nbytes(self.units[0], make_settings(), uses_mlx=False)
         reserve = 2**30 - self.memory(2**30)
         give = -(-(needed + reserve) // MIB)
         self.assertEqual(
@@ -166,6 +190,16 @@ class Ceiling(unittest.TestCase):
             f"plan and tables, {needed} to measure t; give at least --max-memory {give}MiB",
         )
         self.assertGreaterEqual(self.memory(give * MIB), needed)
+
+    def test_counts_what_mlx_takes_for_the_largest_unit(self) -> None:
+        native = unit_nbytes(self.units[0], make_settings(), uses_mlx=False)
+        with_mlx = unit_nbytes(self.units[0], make_settings(), uses_mlx=True)
+        self.assertGreater(with_mlx, native + 32 * MIB)
+        reserve = 2**30 - self.memory(2**30)
+        self.memory(reserve + native)
+        with self.assertRaises(UsageError):
+            self.memory(reserve + native, uses_mlx=1)
+        self.assertEqual(self.memory(reserve + with_mlx, uses_mlx=1), with_mlx)
 
     def test_of_no_units_is_never_too_low(self) -> None:
         self.units = []
@@ -191,6 +225,26 @@ class WholeRun(CommandCase):
         self.model.mkdir()
         (self.model / "model.safetensors").write_bytes(head)
         os.truncate(self.model / "model.safetensors", len(head) + nbytes)
+
+    def write_sparse_gptq(self, n_experts: int, width: int) -> None:
+        entries, stop = {}, 0
+        for expert in range(n_experts):
+            module = f"model.layers.0.mlp.experts.{expert}.gate_proj"
+            for word, code, shape in (
+                ("qweight", "I32", [width // 8, width]),
+                ("qzeros", "I32", [1, width // 8]),
+                ("scales", "F16", [1, width]),
+                ("g_idx", "I32", [width]),
+            ):
+                nbytes = int(np.prod(shape)) * (2 if code == "F16" else 4)
+                entries[f"{module}.{word}"] = entry(code, shape, stop, stop + nbytes)
+                stop += nbytes
+        head = raw_safetensors(entries)
+        self.model.mkdir()
+        (self.model / "model.safetensors").write_bytes(head)
+        os.truncate(self.model / "model.safetensors", len(head) + stop)
+        config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": -1}}
+        (self.model / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def run_alone(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -237,6 +291,16 @@ class WholeRun(CommandCase):
         peak = int(done.stdout.split()[-1])
         self.assertAlmostEqual(peak, health["peak_rss_bytes"], delta=8 * MIB)
         self.assertIn("beyond interpreter and libraries\n", done.stdout)
+
+    def test_of_packed_columns_stays_below_the_size_of_a_decoded_matrix(self) -> None:
+        self.write_sparse_gptq(3, 8192)  # 32 MiB each, 256 MiB as float32
+        self.configure({"metadata.enabled": True, "delta_pairs": []})
+        done = self.run_alone("--workers", 2, "--max-memory", "240MiB")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(set(self.frame("data/matrix_stats")["encoding"]), {"gptq"})
+        health = read_json(self.run_directory.log_path("run_health.json"))["memory"]
+        assert isinstance(health, dict)
+        self.assertLess(int(health["peak_beyond_baseline_bytes"]), 240 * MIB)
 
     def test_below_what_is_needed_ends_with_2_before_anything_is_measured(self) -> None:
         self.write_model()

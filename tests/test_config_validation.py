@@ -21,7 +21,11 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
             ("scan.strict_index", 1, "expected true or false, got the number 1"),
             ("scan.max_files", True, "expected an integer >= 1 or null, got true"),
             ("scan.max_files", 2.0, "expected an integer >= 1 or null, got the number 2.0"),
-            ("scan.extensions", ".npz", 'expected a list of strings, got the string ".npz"'),
+            (
+                "scan.extensions",
+                ".npz",
+                'expected a non-empty list of strings, got the string ".npz"',
+            ),
             ("scan.extensions[0]", 3, "expected a string, got the number 3"),
             ("scan", [], "expected an object, got a list"),
             ("stats", None, "expected an object, got null"),
@@ -138,6 +142,11 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
             ),
         ):
             self.assert_problem(key, value, message)
+
+    def test_no_suffix_at_all(self) -> None:
+        self.assert_problem(
+            "scan.extensions", [], "expected a non-empty list of strings, got a list"
+        )
 
     def test_suffixes(self) -> None:
         for value in ("npz", ".", ""):

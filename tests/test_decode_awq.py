@@ -4,12 +4,16 @@ import unittest
 from typing import Any
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moe_weights.decode.awq import Awq
 from moe_weights.decode.gptq import Gptq
+from moe_weights.decode.row_cuts import cut_tensor
 from moe_weights.decode.stored_tensor import EncodingRefusal, RefusalKind, StoredTensor
 from tests.support.packed_codes import context_of, header_like, header_of
+from tests.support.slow_integers import awq_values
 
 X = "model.layers.0.mlp.experts.7.up_proj"
 CONFIG: dict[str, object] = {
@@ -33,10 +37,15 @@ def pack(codes: NDArray[Any]) -> NDArray[np.int32]:
     return words.view(np.int32)
 
 
-def decoded(arrays: dict[str, NDArray[Any]], **quantization: object) -> NDArray[Any]:
+def claimed(arrays: dict[str, NDArray[Any]], **quantization: object) -> StoredTensor:
     headers = [header_like(f"{X}.{word}", array) for word, array in arrays.items()]
     tensor = Awq().claim(headers[0], context_of(*headers, quantization=quantization))
     assert isinstance(tensor, StoredTensor), tensor
+    return tensor
+
+
+def decoded(arrays: dict[str, NDArray[Any]], **quantization: object) -> NDArray[Any]:
+    tensor = claimed(arrays, **quantization)
     values = Awq().decode(tensor, {ROLES[word]: array for word, array in arrays.items()})
     assert values.shape == tensor.shape
     assert values.dtype == np.float32
@@ -110,6 +119,40 @@ class Decode(unittest.TestCase):
         )
         self.assertEqual(values[0, 0], np.inf)
         self.assertTrue(np.isnan(values[1, 0]))
+
+
+class Rows(unittest.TestCase):
+    @settings(max_examples=80, deadline=None)
+    @given(
+        n_words=st.integers(1, 12),
+        groups=st.tuples(st.integers(1, 9), st.sampled_from([1, 3, 8, 32, 100])),
+        has_zeros=st.booleans(),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_of_any_words_are_those_of_the_whole_matrix(
+        self, n_words: int, groups: tuple[int, int], has_zeros: bool, seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        n_in = groups[0] * groups[1]
+
+        def words(rows: int) -> NDArray[np.int32]:
+            return rng.integers(0, 2**32, (rows, n_words), dtype=np.uint32).view(np.int32)
+
+        arrays: dict[str, NDArray[Any]] = {
+            "qweight": words(n_in),
+            "scales": rng.normal(size=(groups[0], 8 * n_words)).astype(np.float16),
+        }
+        if has_zeros:
+            arrays["qzeros"] = words(groups[0])
+        tensor = claimed(arrays, quant_method="awq", zero_point=has_zeros)
+        parts = {ROLES[word]: array for word, array in arrays.items()}
+        expected = awq_values(tensor, parts).view(np.uint32)
+        whole = Awq().decode(tensor, parts)
+        np.testing.assert_array_equal(whole.view(np.uint32), expected)
+        first, last = (8 * word for word in sorted(rng.integers(0, n_words + 1, 2).tolist()))
+        cut = cut_tensor(tensor, (last - first, n_in), first)
+        rows = Awq().decode(cut, parts)
+        np.testing.assert_array_equal(rows.view(np.uint32), expected[first:last])
 
 
 class Claims(unittest.TestCase):

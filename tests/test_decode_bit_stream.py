@@ -3,8 +3,17 @@ from __future__ import annotations
 import unittest
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from moe_weights.decode.bit_stream import n_words, unpack_codes
+from moe_weights.decode.bit_stream import (
+    NIBBLES,
+    n_words,
+    unpack_codes,
+    unpack_columns,
+    unpack_nibbles,
+)
+from tests.support.slow_integers import PLANES, unpack, unpack_planes
 
 
 def slow_unpack(row: np.ndarray, bits: int, n_codes: int) -> list[int]:
@@ -46,6 +55,42 @@ class Unpacking(unittest.TestCase):
 
         self.assertEqual(turned.shape, (2, 5, 19))
         self.assertEqual(turned[1, 4].tolist(), slow_unpack(words[1, :, 4], 5, 19))
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        bits=st.integers(1, 8),
+        n_codes=st.integers(1, 300),
+        n_streams=st.integers(1, 40),
+        more=st.integers(0, 2),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_rows_and_columns_agree_with_numpy(
+        self, bits: int, n_codes: int, n_streams: int, more: int, seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        length = n_words(n_codes, bits) + more
+        words = rng.integers(0, 2**32, (n_streams, length), dtype=np.uint32)
+        expected = unpack(words, bits, n_codes)
+
+        self.assertEqual(unpack_codes(words, bits, n_codes).tolist(), expected.tolist())
+
+        first, last = sorted(rng.integers(0, n_streams + 1, 2).tolist())
+        columns = unpack_columns(words.T, (first, last), n_codes, ((bits, 0),))
+        self.assertEqual(columns.tolist(), expected[first:last].tolist())
+
+    def test_planes_of_columns_agree_with_numpy(self) -> None:
+        rng = np.random.default_rng(2)
+        for bits, planes in PLANES.items():
+            for n_codes in (32, 96, 320):
+                words = rng.integers(0, 2**32, (n_words(n_codes, bits), 37), dtype=np.uint32)
+                with self.subTest(bits=bits, n_codes=n_codes):
+                    codes = unpack_columns(words, (3, 36), n_codes, planes)
+                    expected = unpack_planes(words.T[3:36], bits, n_codes)
+                    self.assertEqual(codes.tolist(), expected.tolist())
+
+    def test_the_low_nibble_of_a_byte_comes_first(self) -> None:
+        self.assertEqual(unpack_nibbles(np.uint8([[0x10, 0xFE]])).tolist(), [[0, 1, 14, 15]])
+        self.assertEqual(NIBBLES[0xAB].tolist(), [0xB, 0xA])
 
     def test_the_last_word_may_be_padded(self) -> None:
         self.assertEqual([n_words(8, 4), n_words(9, 4), n_words(11, 3)], [1, 2, 2])

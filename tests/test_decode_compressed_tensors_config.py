@@ -83,6 +83,8 @@ class Schemes(unittest.TestCase):
         for weights in (
             {"num_bits": 16, "strategy": "channel"},
             {"num_bits": "4", "strategy": "channel"},
+            {"num_bits": True, "strategy": "channel"},
+            {"num_bits": 4, "strategy": "group", "group_size": True},
             {"num_bits": 4, "strategy": "token"},
             {"num_bits": 4, "strategy": "group"},
             {"num_bits": 4, "strategy": "block", "block_structure": [128]},

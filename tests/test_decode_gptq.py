@@ -4,12 +4,16 @@ import unittest
 from typing import Any
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moe_weights.decode.gptq import Gptq
+from moe_weights.decode.row_cuts import cut_tensor
 from moe_weights.decode.stored_tensor import EncodingRefusal, RefusalKind, StoredTensor
 from moe_weights.errors import CheckpointError
 from tests.support.packed_codes import context_of, header_like, header_of, pack_stream
+from tests.support.slow_integers import gptq_values
 
 X = "model.layers.0.mlp.experts.7.up_proj"
 V1: dict[str, object] = {"quant_method": "gptq", "checkpoint_format": "gptq"}
@@ -183,6 +187,18 @@ class Codes(unittest.TestCase):
         ones = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}[bits]
         return (pack_stream(zeros, bits) - np.uint32(ones)).view(np.int32)
 
+    def test_groups_may_be_unused(self) -> None:
+        for index in ([0] * 8, [0, 0, 0, 0, 1, 1, 1, 1], [2] * 8, [1, 1, 1, 1, 2, 2, 2, 2]):
+            arrays: Arrays = {
+                "qweight": np.full((1, 8), 0x11111111, dtype=np.int32),
+                "qzeros": np.zeros((3, 1), dtype=np.int32),
+                "scales": np.repeat(np.float16([[1], [16], [256]]), 8, axis=1),
+                "g_idx": np.array(index, dtype=np.int32),
+            }
+            with self.subTest(index=index):
+                row = decoded(arrays, {**V2, "bits": 4})[5].tolist()
+                self.assertEqual(row, [16.0**group for group in index])
+
     def test_group_indices_out_of_range_are_an_error(self) -> None:
         for index in (-1, 2):
             arrays: Arrays = {
@@ -198,6 +214,58 @@ class Codes(unittest.TestCase):
                 f"{X}.g_idx: group indices run from {min(index, 0)} to {max(index, 1)}, there are "
                 "2 groups; write the checkpoint again",
             )
+
+
+class Rows(unittest.TestCase):
+    @settings(max_examples=150, deadline=None)
+    @given(
+        form=st.sampled_from([*((b, V1) for b in range(2, 9)), *((b, V2) for b in (2, 3, 4, 8)),
+                              (3, PLANAR)]),
+        n_out=st.integers(1, 80),
+        n_in=st.integers(1, 200),
+        group_size=st.sampled_from([-1, 8, 32, 128]),
+        order=st.sampled_from(["consecutive", "act-order", "any"]),
+        seed=st.integers(0, 2**32 - 1),
+    )  # fmt: skip
+    def test_of_any_words_are_those_of_the_whole_matrix(
+        self,
+        form: tuple[int, dict[str, object]],
+        n_out: int,
+        n_in: int,
+        group_size: int,
+        order: str,
+        seed: int,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        bits, config = form
+        if bits in (5, 6, 7) or config is PLANAR:
+            n_out, n_in = -(-n_out // 32) * 32, -(-n_in // 32) * 32
+        size = n_in if group_size < 0 else group_size
+        n_groups = -(-n_in // size)
+        groups = np.arange(n_in) // size
+        if order == "act-order":
+            groups = rng.permutation(groups)
+        elif order == "any":
+            groups = rng.integers(0, n_groups, n_in)
+
+        def words(*shape: int) -> NDArray[np.int32]:
+            return rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.int32)
+
+        arrays = {
+            "qweight": words(-(-n_in * bits // 32), n_out),
+            "qzeros": words(n_groups, -(-n_out * bits // 32)),
+            "scales": rng.normal(size=(n_groups, n_out)).astype(np.float16),
+            "g_idx": groups.astype(np.int32),
+        }
+        tensor = claimed(arrays, {**config, "bits": bits, "group_size": group_size})
+        parts = {ROLES[word]: array for word, array in arrays.items()}
+        expected = gptq_values(tensor, parts).view(np.uint32)
+        whole = Gptq().decode(tensor, parts)
+        np.testing.assert_array_equal(whole.view(np.uint32), expected)
+        first, last = sorted(rng.integers(0, n_out + 1, 2).tolist())
+        cut = cut_tensor(tensor, (last - first, n_in), first)
+        rows = Gptq().decode(cut, parts)
+        np.testing.assert_array_equal(rows.view(np.uint32), expected[first:last])
 
 
 class Claims(unittest.TestCase):
@@ -304,6 +372,19 @@ class Claims(unittest.TestCase):
             f"{X}.qzeros I32 [2, 3] and {X}.g_idx I32 [64] do not fit GPTQ codes {self.SAID} with "
             f"{X}.scales F16 [2, 24] at 8 bits",
         )
+
+    def test_bits_that_no_code_has_although_the_shapes_fit(self) -> None:
+        for bits in (1, 16):
+            words = (("qweight", "I32", (2 * bits, 32)), ("qzeros", "I32", (2, bits)),
+                     ("scales", "F16", (2, 32)), self.INDEX)  # fmt: skip
+            with self.subTest(bits=bits):
+                self.assert_refused(
+                    {**V1, "bits": bits},
+                    words,
+                    RefusalKind.BAD_COMPANION,
+                    f"{X}.qzeros I32 [2, {bits}] and {X}.g_idx I32 [64] do not fit GPTQ codes "
+                    f"{X}.qweight I32 [{2 * bits}, 32] with {X}.scales F16 [2, 32] at {bits} bits",
+                )
 
     def test_a_group_index_of_the_wrong_dtype_or_shape(self) -> None:
         for code, shape in (("F32", (64,)), ("I32", (2, 32)), ("I32", (0,))):

@@ -250,6 +250,15 @@ class Claims(unittest.TestCase):
             weight_scale=self.SCALE,
         )
 
+    def test_row_maxima_beside_what_shifts_codes_are_refused(self) -> None:
+        for word in ("zero_point", "offset"):
+            self.assert_unfit(
+                f"{W}_{word} I8 [6] has no known meaning beside {X}.SCB F32 [6] of weights {W} "
+                "I8 [6, 8]",
+                SCB=np.ones(6, np.float32),
+                **{f"weight_{word}": np.ones(6, np.int8)},
+            )
+
     def test_tiled_layouts_are_refused(self) -> None:
         self.assert_unfit(
             f"layout {X}.weight_format U8 [] of weights {W} I8 [6, 8] is not 0, rows as they are",

@@ -116,6 +116,10 @@ class BadValues(unittest.TestCase):
                 f"config.json under {GATE} has bits '4' and group_size 64; both must be integers",
             ),
             (
+                {GATE: {"bits": True}},
+                f"config.json under {GATE} has bits True and group_size 64; both must be integers",
+            ),
+            (
                 {GATE: {"bits": 7}},
                 (
                     f"config.json under {GATE} has 7 bits in groups of 64; affine codes have "

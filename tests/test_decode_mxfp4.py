@@ -7,22 +7,19 @@ import numpy as np
 
 from moe_weights.decode.mxfp4 import Mxfp4
 from moe_weights.decode.raw_array import view_raw
-from moe_weights.decode.stored_tensor import EncodingRefusal, RefusalKind, StoredTensor
+from moe_weights.decode.stored_tensor import RefusalKind
+from tests.support.claims import ClaimCase
 from tests.support.scaled_codes import (
-    context_of,
     decode_all,
     decode_cut,
     e2m1,
     e8m0,
     fill,
+    nibble,
+    random_bytes,
 )
 
 E8M0 = ml_dtypes.float8_e8m0fnu
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def random_bytes(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def exponents(shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
@@ -37,8 +34,7 @@ def slow_rows(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     shape = (*packed.shape[:-1], 2 * packed.shape[-1])
 
     def value(*at: int) -> float:
-        byte = int(packed[(*at[:-1], at[-1] // 2)])
-        code = byte >> 4 if at[-1] % 2 else byte & 15
+        code = nibble(packed, *at)
         with np.errstate(over="ignore"):
             return float(
                 np.float32(e2m1(code)) * np.float32(e8m0(int(scales[(*at[:-1], at[-1] // 32)])))
@@ -47,11 +43,8 @@ def slow_rows(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return fill(shape, value)
 
 
-def claim(
-    tensors: Shapes, config: dict[str, object] | None = None
-) -> StoredTensor | EncodingRefusal | None:
-    context = context_of(tensors, config)
-    return Mxfp4().claim(next(iter(context.by_name.values())), context)
+class Mxfp4Case(ClaimCase):
+    member = Mxfp4()
 
 
 class GoldenValues(unittest.TestCase):
@@ -149,7 +142,7 @@ class FormsAgainstASlowLoop(unittest.TestCase):
         self.assertEqual(decode_all(Mxfp4(), arrays, "w")[1].shape, (0, 32))
 
 
-class Companions(unittest.TestCase):
+class Companions(Mxfp4Case):
     def test_scales_of_activations_are_explained_by_the_weights(self) -> None:
         for tensors in (
             {
@@ -163,14 +156,13 @@ class Companions(unittest.TestCase):
                 "x_input_scale": ("F32", ()),
             },
         ):
-            claimed = claim(tensors)
-            assert isinstance(claimed, StoredTensor)
+            claimed = self.claimed(tensors)
             names = [header.name for _role, header in claimed.parts]
             self.assertEqual(names, list(tensors))
             self.assertEqual([role for role, _header in claimed.parts][2:], ["input_scale"])
 
 
-class OtherTensors(unittest.TestCase):
+class OtherTensors(Mxfp4Case):
     def test_tensors_of_other_kinds_are_left_alone(self) -> None:
         for tensors in (
             {"x.weight": ("BF16", (4, 16)), "x.weight_scale": ("U8", (4, 1))},
@@ -186,25 +178,10 @@ class OtherTensors(unittest.TestCase):
             {"x_blocks": ("U8", (4, 16))},
             {"x.weight": ("U8", (64,))},
         ):
-            self.assertIsNone(claim(tensors), tensors)
+            self.assertIsNone(self.claim(tensors), tensors)
 
 
-class Refusals(unittest.TestCase):
-    def refuse(
-        self,
-        tensors: Shapes,
-        kind: RefusalKind,
-        cause: str,
-        config: dict[str, object] | None = None,
-    ) -> None:
-        refusal = claim(tensors, config)
-        assert isinstance(refusal, EncodingRefusal), refusal
-        self.assertEqual((refusal.kind, refusal.cause), (kind, cause))
-        self.assertEqual(
-            [header.name for header in refusal.companions],
-            [name for name in tensors if name != refusal.header.name],
-        )
-
+class Refusals(Mxfp4Case):
     def test_blocks_without_scales(self) -> None:
         self.refuse(
             {"e.gate_up_proj_blocks": ("U8", (4, 6, 2, 16))},
@@ -225,8 +202,7 @@ class Refusals(unittest.TestCase):
 
     def test_blocks_that_are_none(self) -> None:
         for code, shape in (("U8", (4, 6, 2, 8)), ("I8", (4, 6, 2, 16)), ("U8", (4, 16))):
-            refusal = claim({"w_blocks": (code, shape), "w_scales": ("U8", shape[:-1])})
-            assert isinstance(refusal, EncodingRefusal)
+            refusal = self.refused({"w_blocks": (code, shape), "w_scales": ("U8", shape[:-1])})
             self.assertEqual(refusal.kind, RefusalKind.BAD_COMPANION)
 
     def test_a_scale_of_the_wrong_shape(self) -> None:

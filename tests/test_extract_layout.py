@@ -106,4 +106,8 @@ class Refusals(unittest.TestCase):
 
     def test_the_same_refusal_every_time(self) -> None:
         layout = Layout(rows_axis=0, cols_axis=1)
-        self.assertEqual(self.refusal(layout, (4,)), self.refusal(layout, (4,)))
+        for _again in range(2):
+            self.assertEqual(
+                self.refusal(layout, (4,)),
+                "layout axes [0, 1] do not cover ndim=1; name each of the 1 axes of shape [4] once",
+            )

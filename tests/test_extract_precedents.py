@@ -7,7 +7,7 @@ from unittest import mock
 
 from moe_weights.checkpoint.name_ids import without_ids
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.config.preset import load_presets
+from moe_weights.config.preset import find_preset, load_presets
 from moe_weights.extract.plan import ExtractionPlan
 from moe_weights.extract.precedents import Precedents
 from moe_weights.extract.tensor_planner import TensorPlanner
@@ -96,12 +96,11 @@ class EveryPreset(PlanCase):
                 self.assert_same(tensors, preset=preset, model_config=preset.config)
 
     def test_decides_about_each_kind_once(self) -> None:
-        for preset in load_presets():
-            if preset.name == "deepseek_v3":
-                names = [TEMPLATES[0].format(a=a, b=b) for a in range(3) for b in range(4)]
-                headers = [make_header(name, (96, 64)) for name in names]
-                options = {"preset": preset, "model_config": preset.config}
-                self.assertEqual(self.n_covered(headers, **options), 11)
+        preset = find_preset("deepseek_v3")
+        names = [TEMPLATES[0].format(a=a, b=b) for a in range(3) for b in range(4)]
+        headers = [make_header(name, (96, 64)) for name in names]
+        options = {"preset": preset, "model_config": preset.config}
+        self.assertEqual(self.n_covered(headers, **options), 11)
 
     def with_other_ids(self, name: str) -> list[str]:
         pieces = without_ids(name).split(".0")
@@ -189,7 +188,7 @@ class Rules(PlanCase):
     def test_whose_failures_name_the_tensor_set_no_precedent(self) -> None:
         rule = make_rule(".*", layout={"expert_axis": 0, "rows_axis": 1, "cols_axis": 2})
         plan = self.assert_same(self.headers, {"extract_rules": [rule]})
-        self.assertEqual(len({finding.tensor for finding in plan.findings}), len(self.NAMES))
+        self.assertEqual(sum(finding.count for finding in plan.findings), len(self.NAMES))
 
     def test_whose_words_no_alias_explains_set_no_precedent(self) -> None:
         rule = make_rule(r".*experts\.(\d+)\.(gate)_proj", expert_group=1, proj_group=2)
@@ -207,6 +206,31 @@ class Rules(PlanCase):
 
 
 class Forms(PlanCase):
+    def test_of_a_stored_order_of_their_own_are_decided_apart(self) -> None:
+        names = [TEMPLATES[0].format(a=1, b=b) for b in range(4)]
+        headers = [
+            make_header(name, (32, 64), offset=4096 * place, fortran_order=place % 2 == 1)
+            for place, name in enumerate(names)
+        ]
+        plan = self.assert_same(headers, model_config=MODEL)
+        strides = [(matrix.view.row_stride, matrix.view.col_stride) for matrix in plan.matrices]
+        self.assertEqual(strides, [(64, 1), (1, 32)] * 2)
+
+    def test_with_scales_count_their_bytes_each_time(self) -> None:
+        names = [TEMPLATES[0].format(a=1, b=b) for b in range(4)]
+        headers = [
+            header
+            for name in names
+            for header in (
+                make_header(name, (32, 64), "F8_E4M3"),
+                make_header(f"{name}_scale_inv", (1, 1), "F32"),
+            )
+        ]
+        plan = self.assert_same(headers, model_config=MODEL)
+        self.assertEqual([account.nbytes for account in plan.accounts], [32 * 64 + 4] * 4)
+        # One decision stands for all; scales are no tensors of their own.
+        self.assertEqual(self.n_covered(headers, model_config=MODEL), len(headers) - 1)
+
     def test_that_alternate_under_one_name_are_told_apart(self) -> None:
         shapes = itertools.cycle(((32, 64), (64, 32), (32, 64), (16, 64)))
         names = [TEMPLATES[0].format(a=1, b=b) for b in range(12)]

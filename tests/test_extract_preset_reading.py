@@ -264,7 +264,10 @@ class OneReading(unittest.TestCase):
     def test_that_two_rules_give_alike_is_one(self) -> None:
         rule = make_rule(".*down_proj$", expert=0, rows=1, cols=2, proj="down_proj")
         preset = make_preset(rule, rule | {"name": "again", "match": ".*experts"})
-        (_unit,) = plan_one(DOWN, (4, 8, 8), preset=preset, model_config=sizes(width=8)).units
+        plan = plan_one(DOWN, (4, 8, 8), preset=preset, model_config=sizes(width=8))
+        self.assertEqual(len(plan.units), 1)
+        self.assertEqual(reasons_of(plan), {})
+        self.assertEqual(messages_of(plan), [])
 
     def test_of_a_shared_expert_is_not_held_against_routed_sizes(self) -> None:
         name = "mlp.shared_experts.up_proj"

@@ -9,12 +9,8 @@ from typing import Any
 from moe_weights.config.preset import find_preset
 from moe_weights.extract.plan import ExtractionPlan
 from tests.support.extraction import make_headers, make_rule, plan_headers, rules, stacks_of
+from tests.support.ledgers import SHAPES
 
-SHAPES: Mapping[str, tuple[int, int]] = {
-    "gate_proj": (6, 8),
-    "up_proj": (6, 8),
-    "down_proj": (8, 6),
-}
 SIZES: dict[str, Any] = {
     "model_type": "qwen3_moe",
     "num_experts": 2,
@@ -235,6 +231,19 @@ class ExtraPredictionLayers(StackCase):
 
     def test_that_config_json_counts_and_nobody_stored_are_not_missing(self) -> None:
         self.assertEqual(self.statuses({}, {"num_nextn_predict_layers": 1}), set())
+
+    def test_are_not_held_against_the_count_of_a_main_layer_of_the_same_number(self) -> None:
+        tensors = {
+            **experts("model.layers.0"),
+            **experts("model.layers.1", n_experts=4),
+            **experts("mtp.layers.0", n_experts=3),
+        }
+        config = SIZES | {"num_experts": [2, 4], "num_hidden_layers": 2}
+        plan = plan_headers(make_headers(tensors), model_config=config)
+        self.assertEqual(
+            {(entry.stack, entry.layer, str(entry.status)) for entry in plan.coverage.entries},
+            {("text", 0, "complete"), ("text", 1, "complete"), ("mtp", 0, "unknown")},
+        )
 
     def test_are_unknown_where_the_experts_of_the_main_stack_are(self) -> None:
         tensors = {**experts("model.layers.0"), **experts("mtp.layers.0")}

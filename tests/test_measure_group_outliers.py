@@ -15,6 +15,7 @@ from tests.support.matrices import (
     normal_matrix,
 )
 from tests.support.reference import slow_group_ratios
+from tests.support.slow_measures import meter_matrix
 
 
 class GroupRatios(unittest.TestCase):
@@ -75,6 +76,20 @@ class UndefinedRatios(unittest.TestCase):
         self.assertIsNone(measure(matrix, group_sizes=(2,), eps=0.0)["g2_max_outlier"])
         zero = matrix_of([[0.0, 0.0]])
         self.assertEqual(measure(zero, group_sizes=(2,))["g2_max_outlier"], 0.0)
+
+    def test_are_null_in_float64_where_the_bits_of_a_denominator_are_lost(self) -> None:
+        # Sums are lowered by 2**64 where they might overflow: 1e-303 would keep twelve bits.
+        matrix = matrix_of([[1e300, 2e300], [1e-303, 3e-303]], "float64")
+        for eps in (0.0, 1e-303):
+            for kept in (10, 0):
+                settings = make_settings(group_sizes=(2,), eps=eps)
+                found = meter_matrix(matrix, settings, most_kept_ratios=kept)[0].values
+                self.assertIsNone(found["g2_p95_outlier"])
+                self.assertIsNone(found["g2_max_outlier"])
+        found = measure(matrix, group_sizes=(2,), eps=1e-280, group_outlier_percentile=0.0)
+        assert_close(self, found, {"g2_p0_outlier": 3e-23, "g2_max_outlier": 4 / 3})
+        found = measure(matrix_of([[1e300, 0.0, 0.0, 0.0]], "float64"), group_sizes=(2,))
+        self.assertEqual(found["g2_max_outlier"], 2.0)
 
 
 class Columns(unittest.TestCase):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import unittest
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,17 @@ class AgainstExactFractions(unittest.TestCase):
         self.check(matrix, 1e-12)
 
 
+class NormsOfFloat64(unittest.TestCase):
+    def test_are_exact_or_count_as_zero(self) -> None:
+        # The square of the last is a subnormal number: the quotient would be wrong by 1e-5.
+        last = 1.37 * 2.0**-530
+        for small, expected in ((2.0**-300, 2.0**300), (2.0**-470, 2.0**470), (last, None)):
+            matrix = matrix_of([[1.0], [small], [small]], "float64")
+            with self.subTest(small=small):
+                values = meter_matrix(matrix, make_settings())[0].values
+                self.assertEqual(values["row_norm_max_over_median"], expected)
+
+
 class Constants(unittest.TestCase):
     def test_have_their_value_as_mean_and_no_deviation(self) -> None:
         for dtype in DTYPES:
@@ -145,6 +158,18 @@ class Constants(unittest.TestCase):
                     self.assertEqual(found.values["row_norm_cv"], None if value == 0 else 0.0)
                     self.assertIsNone(found.values["kurtosis"])
                     self.assertTrue(found.is_constant)
+
+    def test_have_no_norm_beyond_their_value(self) -> None:
+        # Numbers whose square, added up, divided again and rooted, rounds to the next one.
+        for dtype, text, n in (
+            ("float32", "0x1.9a794ep+0", 55),
+            ("float64", "0x1.8b016cd9d2b7dp+0", 59),
+        ):
+            value = float.fromhex(text)
+            squares = float(n * Fraction(value) ** 2)
+            self.assertGreater(math.sqrt(squares / n), value)
+            found = meter_matrix(matrix_of([[value] * n], dtype), make_settings())[0].values
+            self.assertEqual([found["rms"], found["crest"]], [value, 1.0])
 
     def test_have_the_same_bits(self) -> None:
         for dtype in DTYPES:
@@ -245,6 +270,13 @@ class Codes(unittest.TestCase):
             str(caught.exception),
             "codes of type int32 are too many to tell apart; give codes of one or two bytes",
         )
+
+
+class Finish(unittest.TestCase):
+    def test_gives_the_same_numbers_again(self) -> None:
+        meter = MatrixMeter(2, 3, np.dtype(np.float16), make_settings())
+        meter.add(normal_matrix(2, 3, "float16"))
+        self.assertEqual(meter.finish(), meter.finish())
 
 
 class Misuse(unittest.TestCase):

@@ -45,6 +45,12 @@ class RelativeErrors(unittest.TestCase):
             found = cells([[3.0, -4.0]], [[3.5, -4.0]], dtype=dtype)
             self.assertEqual([found["w_rel_fro"], found["w_rel_max"]], [0.1, 0.125])
 
+    def test_take_small_weights_beside_large_ones_into_account(self) -> None:
+        # 2**60 + 1 is 2**60 in float64; float32 has steps of 64 below 2**30.
+        rows = [[2.0**30], *([[1.0]] * 4096)]
+        found = cells(rows, [[2.0**30 - 64], *rows[1:]])
+        self.assertEqual(found["w_rel_fro"], 64 / math.sqrt(2**60 + 4096))
+
     def test_add_eps_to_the_denominators(self) -> None:
         found = cells([[3.0, 4.0]], [[3.0, 5.0]], eps=1.0)
         assert_close(self, found, {"w_rel_fro": 1 / 6, "w_rel_max": 1 / 5})
@@ -75,7 +81,8 @@ class RelativeErrors(unittest.TestCase):
                 cells([[1.0, 2.0]], [[bad, 2.0]])
             self.assertEqual(
                 str(caught.exception),
-                "a reconstructed weight is not finite; the weights are near the limit",
+                "a reconstructed weight is not finite: this scheme has no scale for weights near "
+                "the largest number of their type, or for a group of denormals",
             )
 
     def test_of_weights_that_are_not_finite_are_refused(self) -> None:
@@ -98,6 +105,11 @@ class ScalesAndBiases(unittest.TestCase):
         )  # fmt: skip
         names = ("scale_mean", "scale_max", "bias_mean", "bias_max", "scale_abs_max")
         self.assertEqual([found[name] for name in names], [-1.0, 1.0, -3.0, -2.0, 3.0])
+
+    def test_are_added_up_without_loss(self) -> None:
+        column = [[2.0**60], [1.0], [-(2.0**60)]]
+        found = cells([[1.0]] * 3, [[1.0]] * 3, scales=column, biases=column, scheme=AFFINE)
+        self.assertEqual([found["scale_mean"], found["bias_mean"]], [1 / 3, 1 / 3])
 
     def test_have_null_biases_for_modes_without_them(self) -> None:
         found = cells([[1.0]], [[1.0]])
@@ -173,6 +185,12 @@ class Cosine(unittest.TestCase):
             found = cells([[size] * 7], [[size * 3] * 7])["cosine"]
             self.assertLessEqual(found, 1.0)
             self.assertAlmostEqual(found, 1.0, delta=1e-7)
+        self.assertGreater(26 / math.sqrt(26) / math.sqrt(26), 1.0)
+        self.assertEqual(cells([[1.0, 5.0]], [[1.0, 5.0]])["cosine"], 1.0)
+
+    def test_stands_where_next_to_nothing_comes_back(self) -> None:
+        found = cells([[1.0, 2.0]], [[2.0**-40, 2.0**-40]])["cosine"]
+        self.assertAlmostEqual(found, 3 / math.sqrt(10), delta=1e-15)
 
     def test_is_null_where_a_norm_is_zero(self) -> None:
         self.assertIsNone(cells([[0.0]], [[1.0]])["cosine"])

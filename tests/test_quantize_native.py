@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_weights.decode.scale_codes import decode_e4m3, decode_e8m0
+from moe_weights.decode.scale_codes import decode_e4m3
 from moe_weights.quantize.check_matrices import check_matrices
 from moe_weights.quantize.error import ErrorSums, NonFiniteWeights
 from moe_weights.quantize.mlx_backend import MlxBackend
@@ -34,8 +34,11 @@ def twin(matrix: np.ndarray, one: SchemeSpec) -> RoundTrip:
         assert found.biases is not None
         scales, biases = found.scales.astype(np.float64), found.biases.astype(np.float64)
         return RoundTrip(found.values, scales, biases, found.codes)
-    decode = decode_e4m3 if one.mode == "nvfp4" else decode_e8m0
-    return RoundTrip(found.values, decode(found.scales), None, found.codes, found.scales)
+    exponents = found.scales.astype(np.float64) - 127
+    with np.errstate(over="ignore"):  # float32, as MLX reads them: 2**128 is infinite
+        powers = np.exp2(exponents).astype(np.float32).astype(np.float64)
+    real = decode_e4m3(found.scales) if one.mode == "nvfp4" else powers
+    return RoundTrip(found.values, real, None, found.codes, found.scales)
 
 
 class EverySchemeAndDtype(unittest.TestCase):
@@ -119,6 +122,29 @@ class SumsOfErrors(unittest.TestCase):
                     mlx.add_restored(matrix, MLX.round_trip(matrix, one))
                     with self.subTest(dtype=dtype, mode=mode, bits=bits, size=size, matrix=name):
                         np.testing.assert_array_equal(native.places, mlx.places)
+
+    def test_are_the_same_bits_where_a_scale_is_beyond_all_powers_of_two(self) -> None:
+        # 2**-126 / 6 rounds up to 2**-128, whose code is -1: MLX keeps its low byte, 255.
+        for dtype in ("bfloat16", "float32"):
+            matrix = np.full((2, 32), 2.0**-126).astype(DTYPES[dtype])
+            one = scheme("mxfp4", 4, 32)
+            found = [backend.round_trip(matrix, one) for backend in (NATIVE, MLX)]
+            for result in found:
+                assert result.scale_codes is not None
+                self.assertEqual(result.scale_codes.tolist(), [[255], [255]])
+                self.assertEqual(result.scales.tolist(), [[np.inf], [np.inf]])
+            native, mlx = ErrorSums(one, matrix.dtype), ErrorSums(one, matrix.dtype)
+            NATIVE.add_errors(matrix, one, native)
+            mlx.add_restored(matrix, found[1])
+            np.testing.assert_array_equal(native.places, mlx.places)
+            with self.assertRaises(OverflowError):
+                native.cells(0.0)
+
+    def test_count_equal_weights_without_a_scale_that_come_back_exactly(self) -> None:
+        for size, expected in ((3.3e31, 0), (3.5e31, 1)):
+            matrix = np.full((1, 32), size, dtype=np.float32)
+            numbers = self.numbers(matrix, "affine", 4, 32)
+            self.assertEqual((numbers["w_rel_fro"], numbers["n_zero_scale"]), (0.0, expected))
 
     def test_count_weights_that_were_clipped_and_groups_without_a_scale(self) -> None:
         matrix = np.zeros((1, 64), dtype=np.float32)

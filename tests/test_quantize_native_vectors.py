@@ -106,19 +106,19 @@ class Doubles(unittest.TestCase):
 class Bits(unittest.TestCase):
     def test_are_shifted_compared_and_stored(self) -> None:
         @compiled
-        def work(raw: Any, out: Any, stored: Any) -> None:
+        def work(raw: Any, whole: Any, out: Any, stored: Any) -> None:
             halves, words = v.load_halves(raw, 16), v.load_words(raw, 0)
             v.store_floats(out, 0, v.floats_of((words << v.bits(3)) | (halves >> v.bits(5))))
             v.store_floats(out, 16, v.floats_of((words & v.bits(0xFF00)) + halves - v.bits(7)))
             size = v.choose(words > v.bits(0x7FFFFFFF), halves, words)
             v.store_floats(out, 32, v.floats_of(size))
             v.store_bytes(stored, 0, v.bits_of(v.load_floats(out, 16)))
-            v.store_bytes(stored, 16, v.to_integers(v.from_integers(halves)))
+            v.store_bytes(stored, 16, v.to_integers(v.load_floats(whole, 0)))
 
         raw = np.random.default_rng(2).integers(0, 256, 64, dtype=np.uint8)
         out, stored = np.zeros(48, dtype=np.float32), np.zeros(32, dtype=np.uint8)
-        work(raw, out, stored)
         words, halves = raw.view(np.uint32), raw.view(np.uint16)[16:].astype(np.uint32)
+        work(raw, halves.astype(np.float32), out, stored)
         expected = [
             (words << 3) | (halves >> 5), (words & 0xFF00) + halves - np.uint32(7),
             np.where(words > 0x7FFFFFFF, halves, words),

@@ -165,6 +165,27 @@ class Tokens(CaptureCase):
             model(input_ids=FakeTensor([[1]]))
         self.assertEqual(len(logs.output), 1)
 
+    def test_a_model_that_takes_no_hook_keeps_none(self) -> None:
+        model = FakeModel(make_softmax_block())
+
+        def refuse(*_arguments: Any, **_options: Any) -> Any:
+            raise RuntimeError("no hooks")
+
+        model.register_forward_hook = refuse  # type: ignore[method-assign]
+        with (
+            create_working_bundle(self.root, make_manifest()) as bundle,
+            self.assertRaisesRegex(RuntimeError, "no hooks"),
+            RoutingCapture(model, bundle),
+        ):
+            pass
+        kept = [
+            hooks
+            for module in model.modules()
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            if hooks
+        ]
+        self.assertEqual(kept, [])
+
     def test_others_hooks_see_the_models_own_passes_alone(self) -> None:
         block = make_softmax_block()
         seen: list[int] = []
@@ -371,6 +392,20 @@ class Roles(CaptureCase):
         self.assertIsNone(layer["topk_indices"])
         self.assertIsNotNone(layer["router_logits"])
         self.assertEqual(layer["num_active_experts"], 3)
+
+    def test_how_many_are_active_is_read_off_the_config_or_not_made_up(self) -> None:
+        def rule(_router: Any, logits: Any) -> Any:
+            return (FakeTensor(logits), [2, 1])
+
+        config = SimpleNamespace(num_experts_per_tok=2)
+        model = FakeModel(block_of(rule, lambda _output: ()), config=config)
+        self.assertEqual(self.capture(model)[0]["layers"][0]["num_active_experts"], 2)
+        self.root /= "two"
+        with (
+            self.assertLogs("moe_weights.routing.capture", "WARNING"),
+            self.assertRaisesRegex(InvalidDataError, "none could be read"),
+        ):
+            self.layers_of(block_of(rule, lambda _output: ()))
 
     def test_a_router_whose_probabilities_are_given_out_and_logits_are_inside(self) -> None:
         class Router(FakeModule):

@@ -15,7 +15,7 @@ from unittest import mock
 
 from moe_weights.cli import main
 from moe_weights.errors import BackendUnavailableError, CheckpointError, UsageError
-from moe_weights.routing import load_run_bundle
+from moe_weights.routing import load_run_bundle, resume_working_bundle
 from moe_weights.routing.capture_command import CaptureOptions, capture_generation
 from moe_weights.routing.capture_model import CaptureModel, load_capture_model
 from tests.support.fake_routers import (
@@ -167,27 +167,143 @@ class TheCommand(CommandCase):
             ("--temperature", "-1"),
             ("--temperature", "warm"),
             ("--temperature", "nan"),
+            ("--seed", "x"),
+            ("--seed", str(2**63)),
+            ("--unfinished", "keep"),
         ):
             with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
                 self.capture(*bad)
             self.assertEqual(caught.exception.code, 2)
 
-    def test_an_interrupted_capture_keeps_its_tokens(self) -> None:
+
+class FailedCaptures(CommandCase):
+    """What is left of a capture that did not come to its end, and what can be done with it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.routing = self.folder / "run" / "routing"
+        self.working = self.routing / ".run-bundle.working-capture"
+
+    def capture_failing(self, at: int, error: BaseException, *more: object) -> tuple[int, str]:
+        """Capture with a model that fails when it is fed the token of a position."""
         network = make_model()
         feed = network.feed
 
-        def fail(ids: list[int], n_before: int = 0, **more: Any) -> None:
-            if n_before == 4:
-                raise KeyboardInterrupt
-            feed(ids, n_before, **more)
+        def fail(ids: list[int], n_before: int = 0, **keywords: Any) -> None:
+            if n_before == at:
+                raise error
+            feed(ids, n_before, **keywords)
 
         network.feed = fail  # type: ignore[method-assign]
         with self.libraries(network):
-            code, _told = self.capture()
+            return self.capture(*more)
+
+    def test_an_interrupted_one_keeps_its_tokens(self) -> None:
+        code, _told = self.capture_failing(4, KeyboardInterrupt())
         self.assertEqual(code, 130)
-        folder = self.folder / "run" / "routing" / ".run-bundle.working-capture"
-        lines = (folder / "raw_trace.ndjson").read_text().splitlines()
+        lines = (self.working / "raw_trace.ndjson").read_text().splitlines()
         self.assertEqual([json.loads(line)["token_index"] for line in lines], [0, 1, 2, 3])
+
+    def test_a_model_that_fails_is_no_traceback_and_its_tokens_are_kept(self) -> None:
+        with self.assertLogs("moe_weights.routing.capture_command", "WARNING") as logs:
+            code, told = self.capture_failing(5, RuntimeError("out of memory\nmore"))
+        kept = f"{self.working} keeps the 5 tokens that were captured; see --unfinished"
+        self.assertEqual(code, 5)
+        self.assertEqual(
+            told,
+            f"error: CheckpointError: {self.model}: failed while generating: RuntimeError: out of "
+            f"memory; {kept}\n",
+        )
+        self.assertEqual(logs.records[0].getMessage(), kept)
+
+    def test_one_that_fails_before_its_first_token_leaves_nothing(self) -> None:
+        code, told = self.capture_failing(0, RuntimeError("no"))
+        self.assertEqual(code, 5)
+        self.assertIn("failed while generating: RuntimeError: no; nothing was captured", told)
+        self.assertFalse((self.folder / "run").exists())
+
+    def test_the_next_one_says_what_lies_there_before_it_loads_the_model(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        created = json.loads((self.working / "manifest.json").read_text())["created_at"]
+        code, told = self.capture()  # without torch: nothing may be loaded
+        self.assertEqual(code, 2)
+        self.assertEqual(
+            told,
+            f"error: UsageError: {self.working} holds 5 tokens of a capture that was not finished "
+            f"(model, started {created}); run the same command with --unfinished salvage to keep "
+            f"them as the bundle {self.routing / 'capture'}, with --unfinished discard to remove "
+            "them and capture anew, or use another --run-id\n",
+        )
+
+    def test_its_tokens_can_be_kept_as_a_bundle_that_says_so(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        with (self.working / "raw_trace.ndjson").open("ab") as trace:
+            trace.write(b'{"event_ty')
+        with self.assertLogs("moe_weights.routing.working_bundle", "WARNING"):
+            code, told = self.capture("--unfinished", "salvage")
+        run_dir = self.routing / "capture"
+        self.assertEqual(
+            (code, told), (0, f"wrote {run_dir}: 5 tokens of a capture that was not finished\n")
+        )
+        bundle = load_run_bundle(run_dir)
+        self.assertEqual(len(bundle["raw_events"]), 5)
+        self.assertEqual(bundle["manifest"]["capture_config"]["unfinished"], {"dropped_bytes": 10})
+        self.assertEqual([path.name for path in self.routing.iterdir()], ["capture"])
+        self.assertEqual(self.capture("--unfinished", "salvage")[0], 6)
+
+    def test_its_tokens_can_be_removed(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        (self.working / "raw_trace.ndjson").write_text("no trace at all")
+        (self.working / ".layout.json.tmp-1-2").write_text("{")
+        with self.libraries(make_model()):
+            code, told = self.capture("--unfinished", "discard")
+        run_dir = self.routing / "capture"
+        self.assertEqual(code, 0, told)
+        self.assertEqual(
+            told,
+            "removed a capture that was not finished: capture\n"
+            f"wrote {run_dir}: 3 prompt tokens, 4 generated tokens\n",
+        )
+        self.assertEqual(len(load_run_bundle(run_dir)["raw_events"]), 7)
+        self.assertNotIn("unfinished", load_run_bundle(run_dir)["manifest"]["capture_config"])
+
+    def test_nothing_is_taken_from_a_capture_that_still_runs(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        with resume_working_bundle(self.routing, "capture", durable=False):
+            for more in ((), ("--unfinished", "salvage"), ("--unfinished", "discard")):
+                code, told = self.capture(*more)
+                self.assertEqual(code, 2)
+                self.assertIn("is written by another process; wait for it", told)
+        self.assertEqual(self.capture("--unfinished", "salvage")[0], 0)
+
+    def test_without_a_token_or_without_a_capture_there_is_nothing_to_keep(self) -> None:
+        code, told = self.capture("--unfinished", "salvage")
+        self.assertEqual(code, 2)
+        self.assertIn("no capture to salvage; drop --unfinished", told)
+        self.capture_failing(5, KeyboardInterrupt())
+        (self.working / "raw_trace.ndjson").unlink()
+        code, told = self.capture()
+        self.assertIn("holds 0 tokens", told)
+        code, told = self.capture("--unfinished", "salvage")
+        self.assertEqual(code, 2)
+        self.assertIn("holds no whole token; remove it with --unfinished discard", told)
+        (self.working / "notes.txt").write_text("mine")
+        code, told = self.capture("--unfinished", "discard")
+        self.assertEqual(code, 6)
+        self.assertIn("Directory not empty", told)
+
+    def test_a_manifest_that_is_damaged_is_no_hindrance(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        (self.working / "manifest.json").write_text("{")
+        code, told = self.capture()
+        self.assertEqual(code, 2)
+        self.assertIn("holds 5 tokens of a capture that was not finished; run the same", told)
+        self.assertEqual(self.capture("--unfinished", "salvage")[0], 1)
+        (self.working / "raw_trace.ndjson").unlink()
+        (self.working / "raw_trace.ndjson").mkdir()
+        code, told = self.capture()
+        self.assertEqual(code, 2)
+        self.assertIn("cannot be read: Is a directory", told)
 
 
 class Loading(CommandCase):

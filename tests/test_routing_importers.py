@@ -190,8 +190,11 @@ class Vllm(ImportCase):
         code, told = self.run_cli("vllm", path, "--config", dense)
         self.assertEqual(code, 2)
         self.assertIn("give --config with the model's config.json", told)
-        code, told = self.run_cli("vllm", path, "--config", self.folder / "no.json")
-        self.assertEqual(code, 5)
+        (self.folder / "other" / "model").mkdir(parents=True)
+        self.write("other/model/config.json", config)
+        for missing in ("no.json", "other/config.json"):
+            code, told = self.run_cli("vllm", path, "--config", self.folder / missing)
+            self.assertEqual(code, 5, told)
 
     def test_a_row_that_nobody_wrote_is_not_captured(self) -> None:
         chosen = CHOSEN.copy()
@@ -205,6 +208,23 @@ class Vllm(ImportCase):
         self.assertIn("topk_indices", events[1]["layers"][0]["not_captured"])
         self.assertIsNone(events[2]["layers"][1]["topk_indices"])
         self.assertEqual(events[2]["layers"][1]["num_active_experts"], 2)
+
+    def test_an_import_that_was_killed_is_begun_anew_and_a_capture_is_not_touched(self) -> None:
+        path = self.write("r.npy", CHOSEN)
+        working = self.folder / "run" / "routing" / ".run-bundle.working-vllm-import"
+        working.mkdir(parents=True)
+        (working / "raw_trace.ndjson").write_text("half a tok")
+        manifest = {"capture_config": {"method": "forward hooks"}}
+        (working / "manifest.json").write_text(json.dumps(manifest))
+        code, told = self.run_cli("vllm", path, "--prompt-tokens", 2)
+        self.assertEqual(code, 2)
+        self.assertIn("holds an unfinished run", told)
+        for config in (None, {"method": "import"}):
+            manifest = {"capture_config": config}
+            (working / "manifest.json").write_text(json.dumps(manifest))
+            code, told = self.run_cli("vllm", path, "--prompt-tokens", 2)
+            self.assertEqual(code, 2 if config is None else 0, told)
+        self.assertFalse(working.exists())
 
     def test_damaged_records_leave_nothing(self) -> None:
         outside, twice = CHOSEN.copy(), np.tile(np.arange(3), (5, 2, 1))
@@ -221,7 +241,7 @@ class Vllm(ImportCase):
             code, said = self.run_cli("vllm", path, "--prompt-tokens", 0)
             self.assertEqual(code, 1, said)
             self.assertIn(told, said)
-            self.assertEqual(list((self.folder / "run" / "routing").iterdir()), [])
+            self.assertFalse((self.folder / "run").exists())
 
     def test_what_contradicts_itself_is_refused(self) -> None:
         good = {"routed_experts": CHOSEN.tolist(), "prompt_token_ids": [7, 8, 9]}
@@ -354,6 +374,19 @@ class Sglang(ImportCase):
         ):
             with self.subTest(told), self.assertRaisesRegex(InvalidDataError, told):
                 read_sglang_counts(bad)
+
+
+class UnusedPlaces(ImportCase):
+    def test_are_no_active_experts_of_a_token_that_was_not_recorded(self) -> None:
+        chosen = np.full((3, 2, 10), -1)  # ten places, two of them used
+        chosen[0, :, :2] = [[0, 1], [2, 3]]
+        chosen[2, :, :2] = [[3, 1], [0, 2]]
+        code, told = self.run_cli("vllm", self.write("r.npy", chosen), "--prompt-tokens", 1)
+        self.assertEqual(code, 0, told)
+        events = load_run_bundle(self.folder / "run" / "routing" / "vllm-import")["raw_events"]
+        layers = [layer for event in events for layer in event["layers"]]
+        self.assertEqual([layer["num_active_experts"] for layer in layers], [2] * 6)
+        self.assertEqual([layer["topk_indices"] for layer in layers[2:4]], [None, None])
 
 
 class Files(ImportCase):

@@ -5,6 +5,7 @@ import json
 import random
 import unittest
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 from moe_weights.routing import (
@@ -104,6 +105,26 @@ class Documents(unittest.TestCase):
         properties = load_schema("raw_event", "v0.2.0")["$defs"]["layer"]["properties"]
         silent = [name for name, rule in properties.items() if "description" not in rule]
         self.assertEqual(silent, ["layer_kind"])
+
+
+class Copies(unittest.TestCase):
+    def test_at_the_root_are_the_packages_own_byte_for_byte(self) -> None:
+        root = Path(__file__).resolve().parent.parent
+        folders = (root / "schema", root / "moe_weights" / "routing" / "schemas")
+        shown, shipped = (
+            {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in folder.rglob("*.json")
+            }
+            for folder in folders
+        )
+        self.assertEqual(
+            shown,
+            shipped,
+            "run: cp -r moe_weights/routing/schemas/v0.1.0 moe_weights/routing/schemas/v0.2.0 "
+            "schema/",
+        )
+        self.assertEqual(len(shown), 8)
 
 
 class Messages(unittest.TestCase):

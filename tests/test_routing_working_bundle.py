@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,13 +17,15 @@ from moe_weights.routing import (
     MissingFileError,
     WorkingBundle,
     create_working_bundle,
+    discard_working_bundle,
     load_run_bundle,
     open_run_bundle,
     resume_working_bundle,
     trace_file,
     write_run_bundle,
 )
-from moe_weights.routing.working_bundle import working_path
+from moe_weights.routing.trace_file import TraceFile
+from moe_weights.routing.working_folder import working_path
 from tests.support.routing_bundles import (
     make_bundle,
     make_event,
@@ -150,6 +153,45 @@ class Growing(WorkingCase):
     def test_can_be_given_up(self) -> None:
         self.create(1).discard()
         self.assertEqual(list(self.root.iterdir()), [])
+        create_working_bundle(self.root / "a" / "b", make_manifest("c/d")).discard()
+        self.assertEqual(list(self.root.iterdir()), [])
+        self.create(1).close()
+        self.assertTrue(discard_working_bundle(self.root, "run-001"))
+        self.assertFalse(discard_working_bundle(self.root, "run-001"))
+        self.assertEqual(list(self.root.iterdir()), [])
+
+    def test_given_up_keeps_what_others_put_beside_it(self) -> None:
+        bundle = create_working_bundle(self.root / "a", make_manifest())
+        (self.root / "a" / "notes").write_text("mine", encoding="utf-8")
+        bundle.discard()
+        self.assertEqual([path.name for path in (self.root / "a").iterdir()], ["notes"])
+
+    def test_of_which_another_process_was_faster_is_left_alone(self) -> None:
+        def start_after_another(path: Path, *, durable: bool) -> TraceFile:
+            patch.stop()
+            self.create(1).close()
+            return TraceFile(path, durable=durable)
+
+        patch = mock.patch("moe_weights.routing.working_bundle.TraceFile", start_after_another)
+        patch.start()
+        with self.assertRaisesRegex(UsageError, "holds an unfinished run"):
+            self.create()
+        self.assertEqual(self.resume().n_events, 1)
+
+    def test_that_was_promoted_in_the_meantime_is_left_alone(self) -> None:
+        bundle = self.create(1)
+        lock = fcntl.flock
+
+        def promote_first(descriptor: int, operation: int) -> None:
+            bundle.promote()
+            lock(descriptor, operation)
+
+        with (
+            mock.patch("fcntl.flock", promote_first),
+            self.assertRaisesRegex(UsageError, "is written by another process"),
+        ):
+            resume_working_bundle(self.root, "run-001", durable=False)
+        self.assertEqual(len(load_run_bundle(self.run_dir)["raw_events"]), 1)
 
 
 class Starting(WorkingCase):
@@ -159,8 +201,9 @@ class Starting(WorkingCase):
             self.create()
         self.assertEqual(
             str(caught.exception),
-            f"{working_path(self.run_dir)} holds an unfinished run; resume it with "
-            "resume_working_bundle, or remove it",
+            f"{working_path(self.run_dir)} holds an unfinished run; go on with it "
+            "(resume_working_bundle), or keep or remove it: moe-weights capture --unfinished "
+            "salvage, or discard",
         )
 
     def test_takes_over_a_start_that_came_to_nothing(self) -> None:

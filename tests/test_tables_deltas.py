@@ -111,7 +111,9 @@ class Deltas(unittest.TestCase):
         self.assertEqual(table.schema.column_names[-1], "stack")
         self.assertEqual(column(table, "stack"), ["model", "mtp"])
         self.assertEqual(column(table, "delta_w_rel_fro"), [1.0, 1.5])
-        self.assertNotIn("stack", deltas_of(rows[:1]).schema.column_names)
+        unnamed = deltas_of(rows)
+        self.assertEqual(column(unnamed, "delta_w_rel_fro"), [1.0, 1.5])
+        self.assertNotIn("stack", unnamed.schema.column_names)
 
     def test_have_the_full_header_without_rows(self) -> None:
         for frame in (pd.DataFrame(), pd.DataFrame({"layer": []})):
@@ -162,11 +164,16 @@ class DuplicateMatrices(unittest.TestCase):
         self.assertIn("layer=-1, block4=null, ", str(caught.exception))
 
     def test_are_not_rows_of_other_schemes_or_stacks(self) -> None:
-        check_unique_matrices(pd.DataFrame([quant_row(scheme="a"), quant_row(scheme="b")]))
-        check_unique_matrices(pd.DataFrame([quant_row(stack="model"), quant_row(stack="mtp")]))
+        for key, one, other in (("scheme", "a", "b"), ("stack", "model", "mtp")):
+            check_unique_matrices(pd.DataFrame([quant_row(**{key: x}) for x in (one, other)]))
+            with self.assertRaises(InvalidDataError):
+                check_unique_matrices(pd.DataFrame([quant_row(**{key: one})] * 2))
 
     def test_are_not_asked_for_without_the_keys(self) -> None:
-        check_unique_matrices(pd.DataFrame({"layer": [0, 0]}))
+        rows = pd.DataFrame([quant_row()] * 2)
+        check_unique_matrices(rows[["layer"]])
+        with self.assertRaises(InvalidDataError):
+            check_unique_matrices(rows)
 
 
 if __name__ == "__main__":

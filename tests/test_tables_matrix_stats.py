@@ -5,21 +5,13 @@ import unittest
 
 from moe_weights.columns import Column
 from moe_weights.tables.matrix_stats import block4_of, matrix_stats_schema, matrix_stats_table
+from tests.support.runs import row_of
 
 METRICS = (Column("mean", "float64", "mean of w"), Column("n_zero", "int64", "zeros"))
 
 
 def row(**cells: object) -> dict[str, object]:
-    names = matrix_stats_schema(METRICS).column_names
-    return {
-        **dict.fromkeys(names),
-        "layer": 0,
-        "proj": "gate_proj",
-        "expert_id": 0,
-        "derived_tensor": "t",
-        "file": "a",
-        **cells,
-    }
+    return row_of(matrix_stats_schema(METRICS), **cells)
 
 
 class Columns(unittest.TestCase):

@@ -4,18 +4,11 @@ import unittest
 
 from moe_weights.quantize.error import EXTRA_COLUMNS
 from moe_weights.tables.quant_sim import quant_sim_schema, quant_sim_table
+from tests.support.runs import row_of
 
 
 def row(**cells: object) -> dict[str, object]:
-    return {
-        **dict.fromkeys(quant_sim_schema(EXTRA_COLUMNS).column_names),
-        "layer": 0,
-        "proj": "gate_proj",
-        "expert_id": 0,
-        "derived_tensor": "t",
-        "file": "a",
-        **cells,
-    }
+    return row_of(quant_sim_schema(EXTRA_COLUMNS), **cells)
 
 
 class Columns(unittest.TestCase):

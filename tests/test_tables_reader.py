@@ -119,6 +119,8 @@ class RequiredColumns(unittest.TestCase):
 
     def test_are_not_asked_of_a_file_without_columns(self) -> None:
         require_columns(pd.DataFrame(), ["layer"], "t")
+        with self.assertRaises(InvalidDataError):
+            require_columns(pd.DataFrame(columns=["more"]), ["layer"], "t")
 
 
 class LocatingTables(unittest.TestCase):

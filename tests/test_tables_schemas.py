@@ -5,7 +5,11 @@ import unittest
 from moe_weights.columns import TableSchema
 from moe_weights.findings import Finding, FindingKind
 from moe_weights.tables.coverage import COVERAGE_SCHEMA
+from moe_weights.tables.csv_format import TEXT_COLUMNS
+from moe_weights.tables.deltas import deltas_schema
+from moe_weights.tables.matrix_stats import matrix_stats_schema
 from moe_weights.tables.projection_report import PROJECTION_REPORT_SCHEMA
+from moe_weights.tables.quant_sim import quant_sim_schema
 from moe_weights.tables.tensor_inventory import tensor_inventory_schema
 from moe_weights.tables.unmatched_tensors import UNMATCHED_TENSORS_SCHEMA
 from moe_weights.tables.warnings import WARNINGS_SCHEMA, warnings_table
@@ -13,6 +17,24 @@ from moe_weights.tables.warnings import WARNINGS_SCHEMA, warnings_table
 
 def header(schema: TableSchema) -> str:
     return ", ".join(schema.column_names)
+
+
+class Texts(unittest.TestCase):
+    def test_stay_texts_in_csv_whatever_they_look_like(self) -> None:
+        for schema in (
+            tensor_inventory_schema(index_mode=True),
+            matrix_stats_schema(()),
+            quant_sim_schema(()),
+            UNMATCHED_TENSORS_SCHEMA,
+            COVERAGE_SCHEMA,
+            WARNINGS_SCHEMA,
+            PROJECTION_REPORT_SCHEMA,
+            deltas_schema(by_stack=True),
+        ):
+            texts = {column.name for column in schema.columns if column.dtype == "string"}
+            self.assertEqual(texts - TEXT_COLUMNS, set(), schema.name)
+            others = {column.name for column in schema.columns} - texts
+            self.assertEqual(others & TEXT_COLUMNS, set(), schema.name)
 
 
 class DeclaredHeaders(unittest.TestCase):

@@ -10,8 +10,15 @@ import pandas as pd
 
 from moe_weights.columns import Cell, Table
 from moe_weights.errors import InvalidDataError
+from moe_weights.quantize.error import ERROR_COLUMNS
 from moe_weights.tables.keys import group_rows, has_several_stacks, key_cells, with_block4
-from moe_weights.tables.summaries import SUMMARIES, Summary, summarise, without_shared
+from moe_weights.tables.summaries import (
+    QUANT_METRICS,
+    SUMMARIES,
+    Summary,
+    summarise,
+    without_shared,
+)
 from moe_weights.tables.writer import checked_values
 from tests.support.runs import METRICS, quant_row, stats_row
 
@@ -85,11 +92,8 @@ class Headers(unittest.TestCase):
     def test_follow_the_group_outliers_of_the_source(self) -> None:
         row = stats_row(gain=1.0, g128_p99_9_outlier=2.0, other_outlier=3.0)
         names = summary_of("A_weight_global_summary", [row]).schema.column_names
-        tail = [name for name in names if name.startswith("g")]
-        self.assertEqual(
-            tail,
-            columns_of(["g32_p95_outlier", "g32_max_outlier", "g128_p99_9_outlier"], RANGE),
-        )
+        outliers = ["g32_p95_outlier", "g32_max_outlier", "g128_p99_9_outlier"]
+        self.assertEqual(list(names[1 + 11 * len(RANGE) :]), [*columns_of(outliers, RANGE), "n"])
 
     def test_cover_the_metrics_that_quant_sim_has(self) -> None:
         row = {key: quant_row()[key] for key in ("layer", "proj", "scheme", "w_rel_max")}
@@ -130,6 +134,9 @@ class Headers(unittest.TestCase):
             for declared in summarise(summary, pd.DataFrame(), by_stack=True).schema.columns:
                 self.assertTrue(declared.meaning, declared.name)
                 self.assertTrue(declared.unit or declared.name in {*summary.keys, "stack"})
+
+    def test_have_the_units_of_what_they_summarise(self) -> None:
+        self.assertEqual(QUANT_METRICS, {column.name: column.unit for column in ERROR_COLUMNS})
 
 
 class Aggregates(unittest.TestCase):
@@ -216,6 +223,12 @@ class Aggregates(unittest.TestCase):
         self.assertEqual(column(table, "w_rel_fro__max"), [0.7, None])
         self.assertEqual(column(table, "bias_max__median"), [None, None])
 
+    def test_are_null_where_they_lie_beyond_float64(self) -> None:
+        rows = [stats_row(expert_id=expert, rms=1.5e308) for expert in range(2)]
+        table = summary_of("A_weight_layer_summary", rows)
+        self.assertEqual(column(table, "rms__mean"), [None])
+        self.assertEqual(column(table, "mean__mean"), [1.0])
+
 
 class GroupOrder(unittest.TestCase):
     def test_is_by_layer_then_projection_with_nulls_last(self) -> None:
@@ -301,6 +314,18 @@ class Keys(unittest.TestCase):
             summary_of("A_weight_global_summary", [stats_row(rms="much")])
         self.assertTrue(
             str(caught.exception).startswith("matrix_stats.rms holds values that are not numbers (")
+        )
+
+    def test_refuse_rows_that_lack_a_column(self) -> None:
+        with self.assertRaises(InvalidDataError) as caught:
+            summarise(
+                BY_NAME["B_quant_global_summary"],
+                pd.DataFrame({"proj": ["up_proj"], "scheme": ["s"]}),
+                by_stack=True,
+            )
+        self.assertEqual(
+            str(caught.exception),
+            "quant_sim lacks the column stack; it has proj, scheme; run collect_data again",
         )
 
     def test_group_nothing_into_nothing(self) -> None:

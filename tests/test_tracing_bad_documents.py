@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_weights.tracing import DocumentError, load_captures, load_trace
+from tests.support.odd_files import NOT_FILES, no_waiting
 from tests.support.runs import temporary_folder
 from tests.support.traces import (
     change_json,
@@ -278,6 +279,17 @@ class MemberContent(BadCase):
         place = "$.captures[0].arrays.hidden_states"
         self.assertEqual(self.with_member(b"\x93NUMPY"), [f"arrays/npy_unreadable @ {place}"])
 
+    def test_that_claims_more_than_any_memory_is_refused(self) -> None:
+        place = "$.captures[0].arrays.hidden_states"
+        for shape in ((2**42, 2**10), (2**62, 2**62)):
+            stream = io.BytesIO()
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            with self.subTest(shape):
+                self.assertEqual(
+                    self.with_member(stream.getvalue()), [f"arrays/npy_unreadable @ {place}"]
+                )
+
     def test_of_another_byte_order_is_refused(self) -> None:
         stream = io.BytesIO()
         np.lib.format.write_array(stream, np.zeros((5, 16), ">f4"))
@@ -331,6 +343,19 @@ class Text(BadCase):
     def test_that_cannot_be_read_is_refused(self) -> None:
         for path in (self.folder / "none.json", self.folder):
             self.assertEqual(self.refused(load_captures, path), ["file/unreadable @ $"])
+
+    def test_that_is_no_file_is_refused_at_once(self) -> None:
+        for load in (load_captures, load_trace):
+            for what, make in NOT_FILES.items():
+                path = self.folder / "capture.json"
+                make(path)
+                with self.subTest(what), no_waiting(), self.assertRaises(DocumentError) as caught:
+                    load(path)
+                self.assertEqual(
+                    str(caught.exception),
+                    f"{path}: refused, 1 problem\n  $: file/unreadable: {what}",
+                )
+                path.unlink()
 
     def test_of_an_unreasonable_size_is_refused(self) -> None:
         path = self.folder / "capture.json"

@@ -11,6 +11,7 @@ import numpy as np
 from moe_weights.errors import BackendUnavailableError, UsageError
 from moe_weights.tracing import Intervention, TraceModelError, TraceRequest, trace_model
 from moe_weights.tracing.engine import ModelEngine
+from moe_weights.tracing.engines import open_engine
 from moe_weights.tracing.mlx_engine import load_mlx_engine
 from moe_weights.tracing.model_config import backend_of
 from moe_weights.tracing.torch_engine import load_torch_engine
@@ -20,6 +21,7 @@ from tests.support.fake_torch import (
     replaced_modules,
     write_fake_model,
 )
+from tests.support.odd_files import make_pipe, no_waiting
 from tests.support.runs import temporary_folder
 
 HAS_MLX = importlib.util.find_spec("mlx") is not None
@@ -92,7 +94,9 @@ class TorchEngines(unittest.TestCase):
 
     def test_refuse_what_would_not_run_as_saved(self) -> None:
         for told, options in {
-            "transformers cannot load it: KeyError: 'x'": {"failure": KeyError("x")},
+            "transformers cannot load it: AutoModelForCausalLM: KeyError: 'x'": {
+                "failure": KeyError("x")
+            },
             "1 weights are missing, for example w": {"loading": {"missing_keys": ["w"]}},
             "1 weights are mismatched": {"loading": {"mismatched_keys": [("w", 1, 2)]}},
             "no list of 4 decoder layers": {"config": {"num_hidden_layers": 4}},
@@ -103,7 +107,7 @@ class TorchEngines(unittest.TestCase):
             self.assertIn(told, str(caught.exception))
         with (
             replaced_modules(fake_frameworks(failure=OSError("bad"))),
-            self.assertRaisesRegex(TraceModelError, "its tokeniser cannot be loaded"),
+            self.assertRaisesRegex(TraceModelError, "its tokenizer cannot be loaded"),
         ):
             from moe_weights.tracing.prompt_tokens import load_tokenizer
 
@@ -113,6 +117,17 @@ class TorchEngines(unittest.TestCase):
         engine = self.load(loading={"unexpected_keys": ["a", "b"]})
         self.assertEqual(
             engine.model.notes, ("2 tensors of the checkpoint are not part of the model",)
+        )
+
+    def test_do_not_wait_for_a_config_that_is_a_pipe(self) -> None:
+        folder = temporary_folder(self)
+        make_pipe(folder / "config.json")
+        with no_waiting(), self.assertRaises(TraceModelError) as caught:
+            open_engine(str(folder))
+        self.assertEqual(
+            str(caught.exception),
+            f"{folder / 'config.json'}: it is a named pipe and no regular file; give a model "
+            "directory with a config.json",
         )
 
     def test_are_chosen_by_the_config(self) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 from moe_weights import tracing
 from moe_weights.errors import InvalidDataError
 from moe_weights.tracing import (
+    STAGES,
     CaptureSet,
     ClaimPolicy,
     DeviceRef,
     DocumentError,
     DocumentProblem,
     HookCapture,
+    HookPoint,
     Intervention,
     LoadedModel,
     RuntimeCapability,
@@ -32,6 +34,7 @@ from moe_weights.tracing import (
     strongest_claim,
 )
 from moe_weights.tracing.claims import AccessLevel, ClaimStrength, access_level_of_capability
+from tests.support.traces import toy_trace
 
 CPU = DeviceRef(kind="cpu", label="cpu")
 
@@ -42,6 +45,18 @@ class Refusals(unittest.TestCase):
             make(**fields)
         for text in told:
             self.assertIn(text, str(caught.exception))
+
+
+class Stages(unittest.TestCase):
+    def test_of_a_trace_are_those_of_a_comparison(self) -> None:
+        names = [span.name for span in toy_trace(decode_steps=1).trace.spans]
+        found = [(name, str(STAGES[name])) for name in names if name in STAGES]
+        self.assertEqual(
+            found, [("prefill", "prefill"), ("forward", "prefill"), ("decode", "decode_step")]
+        )
+        # The hand-over between host and device is not that between prefill and decode.
+        self.assertIn("prepare_batch", names)
+        self.assertNotIn(HookPoint.KV_TRANSFER, STAGES.values())
 
 
 class Requests(Refusals):

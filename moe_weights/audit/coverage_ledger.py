@@ -6,7 +6,7 @@ from collections import Counter
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.extract.account import Fate
-from moe_weights.extract.coverage import Coverage
+from moe_weights.extract.coverage import Coverage, CoverageEntry, CoverageStatus
 from moe_weights.extract.tensor_roles import MTP_STACK
 from moe_weights.findings import Finding, FindingKind
 
@@ -95,12 +95,9 @@ def coverage_findings(coverage: Coverage) -> list[Finding]:
     by_status: dict[str, list[str]] = {}
     for entry in coverage.problems:
         place = f"{entry.stack} layer {entry.layer} {entry.proj}"
-        detail = (
-            f"{place}: {entry.found_experts} of {entry.expected_experts} experts"
-            if entry.found_shape is None or entry.found_shape == entry.expected_shape
-            else f"{place}: {list(entry.found_shape)}"
-        )
-        by_status.setdefault(str(entry.status), []).append(detail)
+        is_odd_shape = entry.status is CoverageStatus.WRONG_SHAPE and entry.found_shape is not None
+        about = f"{list(entry.found_shape or ())}" if is_odd_shape else _count_text(entry)
+        by_status.setdefault(str(entry.status), []).append(f"{place}: {about}")
     for status, details in sorted(by_status.items()):
         shown = "; ".join(details[:3]) + ("; ..." if len(details) > 3 else "")
         findings.append(
@@ -112,6 +109,18 @@ def coverage_findings(coverage: Coverage) -> list[Finding]:
             )
         )
     return findings
+
+
+def _count_text(entry: CoverageEntry) -> str:
+    expected = entry.expected_experts
+    counts = (
+        f"{entry.found_experts}" if expected is None else f"{entry.found_experts} of {expected}"
+    )
+    # Without an id too many, what is extra are further matrices of the same experts.
+    is_repeated = entry.status is CoverageStatus.EXTRA and (
+        expected is None or entry.found_experts <= expected
+    )
+    return f"{counts} experts" + (", some more than once" if is_repeated else "")
 
 
 def _absent_mtp_findings(coverage: Coverage) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_weights.atomic_files import JsonValue
+from moe_weights.checkpoint.file_names import is_utf8
 from moe_weights.errors import CheckpointError, UsageError
 from moe_weights.run_directory import RunDirectory
 from moe_weights.tables.json_object import load_json_object
@@ -17,13 +18,18 @@ def find_run(run_dir: Path) -> tuple[RunDirectory, dict[str, JsonValue]]:
         run_dir: User-expanded and made absolute; symbolic links are kept.
 
     Raises:
-        UsageError: there is no such run directory, or it lacks a readable `manifest.json` or an
-            `analysis_config.json`.
+        UsageError: there is no such run directory, its path is not UTF-8, or it lacks a readable
+            `manifest.json` or an `analysis_config.json`.
     """
     try:
         run = RunDirectory(run_dir.expanduser().absolute())
     except RuntimeError as error:
         raise UsageError(f"run directory {run_dir}: {error}; write the path in full") from error
+    if not is_utf8(run.path):
+        raise UsageError(
+            f"run directory {str(run.path)!r} is not UTF-8, so no log can name it; "
+            "rename the folder"
+        )
     if not run.path.is_dir():
         raise UsageError(f"run directory not found: {run.path}; run init_run first")
     missing = [path.name for path in (run.manifest_path, run.config_path) if not path.is_file()]

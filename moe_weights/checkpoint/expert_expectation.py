@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -69,7 +70,8 @@ class ExpectedStack:
         n_layers: Layers of the stack; None when unknown.
         moe_layers: Ids of the layers that have routed experts; None when config.json does not say.
         n_experts: Routed experts per layer; None when unknown or when layers differ.
-        n_experts_by_layer: Layer ids with their routed experts, where layers differ; else empty.
+        n_experts_by_layer: Layer ids with their routed experts, in order of the ids, where layers
+            differ; else empty.
         n_identity_experts: Ids beyond `n_experts` that stand for no weights at all.
         hidden_size: Width that experts read and write, elements; None when unknown.
         expert_widths: Inner widths that an expert may have, elements; empty when unknown.
@@ -92,7 +94,11 @@ class ExpectedStack:
 
     def n_experts_in(self, layer: int) -> int | None:
         """Return the routed experts of a layer, None when unknown."""
-        return dict(self.n_experts_by_layer).get(layer, self.n_experts)
+        place = bisect_left(self.n_experts_by_layer, (layer,))
+        for found, n_experts in self.n_experts_by_layer[place : place + 1]:
+            if found == layer:
+                return n_experts
+        return self.n_experts
 
     @property
     def first_identity_id(self) -> int | None:

@@ -150,13 +150,15 @@ def _all_but(layers: JsonValue) -> _Rule | None:
     dense = _integers(layers)
     if not isinstance(layers, list) or len(dense) < len(layers):
         return None
-    return lambda layer: layer not in dense
+    dense_layers = frozenset(dense)
+    return lambda layer: layer not in dense_layers
 
 
 def _frequency(value: JsonValue, n_layers: int) -> _Rule | None:
     if isinstance(value, list):
         sparse = layers_of_kinds(value, n_layers)
-        return None if sparse is None else lambda layer: layer in sparse
+        sparse_layers = frozenset(sparse or ())
+        return None if sparse is None else lambda layer: layer in sparse_layers
     step = to_integer(value)
     return None if step is None or step < 1 else lambda layer: layer % step == 0
 

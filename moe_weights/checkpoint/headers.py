@@ -106,15 +106,14 @@ def file_identity(root: Path, file: str) -> FileIdentity:
     Raises:
         CheckpointError: the file cannot be read or its header is not there.
     """
-    path = root / file
     digest = hashlib.sha256()
-    with open_descriptor(path, file) as descriptor:
+    with open_descriptor(root / file, file) as descriptor:
         status = stat_descriptor(descriptor, file)
         if _is_npz(file):
             for member in read_npy_members(descriptor, file):
                 digest.update(f"{member!r}\n".encode())
         else:
-            digest.update(read_raw_header(path, file).encoded)
+            digest.update(read_raw_header(descriptor, file).encoded)
     return FileIdentity(
         file=file,
         size=status.st_size,
@@ -131,7 +130,8 @@ def _read_or_error(root: Path, file: str) -> RawHeader | SafetensorsHeader | Che
     try:
         if _is_npz(file):
             return SafetensorsHeader(tensors=read_npz_headers(root / file, file), metadata={})
-        return read_raw_header(root / file, file)
+        with open_descriptor(root / file, file) as descriptor:
+            return read_raw_header(descriptor, file)
     except CheckpointError as error:
         return error
 
@@ -180,7 +180,7 @@ def _find_shadowed(
 def _copy_findings(copies: Mapping[str, list[str]]) -> tuple[Finding, ...]:
     if not copies:
         return ()
-    described = [f"{name} ({', '.join(files)})" for name, files in copies.items()]
+    described = [f"{name} ({list_some(files, _MAX_FILES_SHOWN)})" for name, files in copies.items()]
     return (
         Finding(
             kind=FindingKind.SCAN,

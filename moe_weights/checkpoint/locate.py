@@ -7,18 +7,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-from moe_weights.checkpoint.file_access import is_readable_file
-from moe_weights.checkpoint.shard_index import IndexState, ShardIndex, search_shard_index
+from moe_weights.checkpoint.file_names import is_utf8
+from moe_weights.checkpoint.folder_walk import walk_folder
+from moe_weights.checkpoint.indexed_shards import find_indexed_shards
+from moe_weights.checkpoint.model_path import ModelPathKind, check_listable, find_model_path
+from moe_weights.checkpoint.shard_index import IndexState, search_shard_index
 from moe_weights.errors import CheckpointError, ShardIndexError, UsageError
-from moe_weights.findings import Finding, FindingKind, list_some
+from moe_weights.findings import Finding, FindingKind
 
-ModelPathKind: TypeAlias = Literal["file", "dir"]
 ScanMode: TypeAlias = Literal["index", "walk"]
 
 
@@ -77,10 +78,10 @@ def locate_checkpoint(
         The files; possibly none, when a directory holds nothing with an allowed suffix.
 
     Raises:
-        UsageError: the model path is empty, missing or a file with another suffix, or strictness is
-            asked for while the search for an index is off.
+        UsageError: the model path cannot be used, or strictness is asked for while the search for
+            an index is off.
         ShardIndexError: `strict_index` is not satisfied.
-        CheckpointError: the model directory cannot be listed.
+        CheckpointError: the model directory cannot be listed, or a name in it is not UTF-8.
     """
     if strict_index and not use_index:
         raise UsageError(
@@ -88,57 +89,53 @@ def locate_checkpoint(
             "  how to fix: set scan.use_safetensors_index_json to true or scan.strict_index to "
             "false"
         )
-    path = _absolute_path(model_path)
-    kind = _model_path_kind(path, extensions)
-    root = path if kind == "dir" else path.parent
-    if kind == "dir" or use_index:
-        _check_listable(root)
+    model = find_model_path(model_path, extensions)
+    if model.kind == "dir" or use_index:
+        check_listable(model.root)
     state = (
-        search_shard_index(root, is_usable=kind == "dir")
+        _search_index(model.root, is_usable=model.kind == "dir")
         if use_index
         else IndexState(status="disabled")
     )
     if strict_index and not state.parsed:
-        raise ShardIndexError(_no_index_message(state, root))
+        raise ShardIndexError(_no_index_message(state, model.root))
     findings = [_unparsed_index_finding(state)] if state.status == "error" else []
-    if kind == "file":
+    if model.kind == "file":
         return CheckpointFiles(
-            model_path=path,
-            root=root,
-            kind=kind,
+            model_path=model.path,
+            root=model.root,
+            kind="file",
             scan_mode="walk",
-            files=(path.name,),
+            files=(model.path.name,),
             index=state,
             index_ignored_due_to_file=state.parsed,
             findings=tuple(findings),
         )
     if state.index is not None:
-        return _locate_by_index(
-            path,
-            state,
-            state.index,
-            extensions=extensions,
-            strict_index=strict_index,
-            max_files=max_files,
+        shards = find_indexed_shards(model.path, state.index, extensions, strict=strict_index)
+        return CheckpointFiles(
+            model_path=model.path,
+            root=model.path,
+            kind="dir",
+            scan_mode="index",
+            files=shards.present[:max_files],
+            index=state,
+            expected_shards=shards.expected,
+            missing_shards=shards.missing,
+            not_scanned_due_to_max_files=_cut_off(shards.present, max_files),
+            extra_safetensors_files_on_disk=shards.extra_on_disk,
+            findings=shards.findings,
         )
-    files = sorted(_walk(root, extensions, findings), key=lambda file: PurePosixPath(file).parts)
-    if not files:
-        findings.append(
-            Finding(
-                kind=FindingKind.SCAN,
-                message=f"[scan] no file with suffix {' or '.join(extensions)} in {path}",
-                hint="check model_path and scan.extensions; linked folders are not entered",
-            )
-        )
+    walked = walk_folder(model.path, extensions)
     return CheckpointFiles(
-        model_path=path,
-        root=root,
-        kind=kind,
+        model_path=model.path,
+        root=model.path,
+        kind="dir",
         scan_mode="walk",
-        files=tuple(files[:max_files]),
+        files=walked.files[:max_files],
         index=state,
-        not_scanned_due_to_max_files=() if max_files is None else tuple(files[max_files:]),
-        findings=tuple(findings),
+        not_scanned_due_to_max_files=_cut_off(walked.files, max_files),
+        findings=(*findings, *walked.findings),
     )
 
 
@@ -152,47 +149,18 @@ def index_ignored_line(files: CheckpointFiles) -> str | None:
     )
 
 
-def _absolute_path(model_path: str | Path) -> Path:
-    if not str(model_path).strip():
-        raise UsageError(
-            "model_path is empty\n"
-            "  how to fix: set model_path in analysis_config.json or pass --model-path"
-        )
-    try:
-        return Path(model_path).expanduser().absolute()
-    except RuntimeError as error:
-        raise UsageError(f"model_path cannot be expanded: {model_path} ({error})") from error
+def _cut_off(files: tuple[str, ...], max_files: int | None) -> tuple[str, ...]:
+    return () if max_files is None else files[max_files:]
 
 
-def _model_path_kind(path: Path, extensions: Sequence[str]) -> ModelPathKind:
-    try:
-        if path.is_dir():
-            return "dir"
-        is_file = path.is_file()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model_path cannot be reached: {path} ({error})") from error
-    if not is_file:
-        raise UsageError(
-            f"model_path does not exist: {path}\n"
-            "  how to fix: set model_path in analysis_config.json or pass --model-path"
-        )
-    if path.suffix not in extensions:
-        raise UsageError(
-            f'model_path is a file whose suffix "{path.suffix}" is not in scan.extensions '
-            f"({', '.join(extensions)}): {path}\n"
-            "  how to fix: pass the model directory or a file with one of these suffixes"
-        )
-    return "file"
-
-
-def _check_listable(root: Path) -> None:
-    try:
-        with os.scandir(root):
-            pass
-    except OSError as error:
+def _search_index(root: Path, *, is_usable: bool) -> IndexState:
+    state = search_shard_index(root, is_usable=is_usable)
+    if state.index_path is not None and not is_utf8(state.index_path.name):
         raise CheckpointError(
-            f"cannot list {root}: {error.strerror or error}; make the folder readable"
-        ) from error
+            f"{state.index_path.name!r}: the name of the shard index is not UTF-8, so no log can "
+            "hold it; rename the file"
+        )
+    return state
 
 
 def _unparsed_index_finding(state: IndexState) -> Finding:
@@ -215,103 +183,3 @@ def _no_index_message(state: IndexState, root: Path) -> str:
         f"  {cause}\n"
         "  how to fix: provide a usable index or set scan.strict_index to false"
     )
-
-
-def _locate_by_index(
-    path: Path,
-    state: IndexState,
-    index: ShardIndex,
-    *,
-    extensions: Sequence[str],
-    strict_index: bool,
-    max_files: int | None,
-) -> CheckpointFiles:
-    expected = tuple(file for file in index.shards if PurePosixPath(file).suffix in extensions)
-    missing = tuple(file for file in expected if not is_readable_file(path / file))
-    findings = tuple(_unreadable_finding(path, file) for file in missing if _is_there(path / file))
-    if missing and strict_index:
-        causes = "".join(f"\n  {finding.message}" for finding in findings)
-        raise ShardIndexError(
-            f"[index] missing shard(s) referenced by index: {list_some(list(missing))}{causes}\n"
-            "  how to fix: complete the download or set scan.strict_index to false"
-        )
-    present = tuple(file for file in expected if file not in set(missing))
-    named = set(index.shards)
-    extra = (
-        entry.name
-        for entry in path.glob("*.safetensors")
-        if entry.name not in named and is_readable_file(entry)
-    )
-    return CheckpointFiles(
-        model_path=path,
-        root=path,
-        kind="dir",
-        scan_mode="index",
-        files=present[:max_files],
-        index=state,
-        expected_shards=expected,
-        missing_shards=missing,
-        not_scanned_due_to_max_files=() if max_files is None else present[max_files:],
-        extra_safetensors_files_on_disk=tuple(sorted(extra)),
-        findings=findings,
-    )
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_symlink() or path.exists()
-    except OSError:
-        return False  # a name that the file system refuses, such as one of 300 letters
-
-
-def _unreadable_finding(root: Path, file: str) -> Finding:
-    path = root / file
-    what = "a folder" if path.is_dir() else "a dangling link" if path.is_symlink() else "no file"
-    return Finding(
-        kind=FindingKind.SCAN,
-        message=f"[scan] shard named by the index is {what}: {file}",
-        file=file,
-        hint="put the shard itself there",
-    )
-
-
-def _walk(root: Path, extensions: Sequence[str], findings: list[Finding]) -> Iterator[str]:
-    def note_unlisted(error: OSError) -> None:
-        folder = Path(error.filename).relative_to(root).as_posix()
-        findings.append(
-            Finding(
-                kind=FindingKind.SCAN,
-                message=f"[scan] folder cannot be listed: {folder}: {error.strerror}",
-                file=folder,
-                hint="make it readable if it holds shards",
-            )
-        )
-
-    for parent, folders, names in os.walk(root, onerror=note_unlisted):
-        folders.sort()
-        for name in sorted(names):
-            entry = Path(parent) / name
-            if entry.suffix not in extensions:
-                continue
-            file = entry.relative_to(root).as_posix()
-            if is_readable_file(entry):
-                yield _encodable(file)
-            else:
-                cause = "dangling link" if entry.is_symlink() else "no regular file"
-                findings.append(
-                    Finding(
-                        kind=FindingKind.SCAN,
-                        message=f"[scan] {cause} skipped: {file}",
-                        file=file,
-                    )
-                )
-
-
-def _encodable(file: str) -> str:
-    try:
-        file.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CheckpointError(
-            f"{file!r}: the file name is not UTF-8, so no table can hold it; rename the file"
-        ) from error
-    return file

@@ -38,7 +38,7 @@ class NpyHeader:
     """What the header of one `.npy` member says.
 
     Attributes:
-        dtype_code: Code as in safetensors headers, or NumPy's spelling.
+        dtype_code: As in safetensors headers, else NumPy's spelling, else `structured16` and so on.
         item_nbytes: Size of one element; None when NumPy does not know the type.
         shape: Axis lengths, elements.
         fortran_order: The first axis runs fastest.
@@ -164,6 +164,9 @@ def _parse_descr(descr: object) -> tuple[str, int | None]:
         raise NpyHeaderError(f"dtype {descr!r} is not known") from error
     if dtype.hasobject:
         raise NpyHeaderError("it holds pickled Python objects, which are never loaded")
+    if dtype.names is not None or dtype.subdtype is not None:
+        # NumPy's own spelling, such as |V2, is that of bytes that may well be bfloat16.
+        return f"structured{8 * dtype.itemsize}", dtype.itemsize
     return code_of_numpy(dtype.str), dtype.itemsize
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from moe_weights.atomic_files import JsonValue
+from moe_weights.checkpoint.file_access import LFS_POINTER_CAUSE, is_lfs_pointer
+from moe_weights.checkpoint.model_config import NESTED_CONFIGS, iter_scopes
+from moe_weights.checkpoint.strict_json import StrictJsonError, parse_json
+from moe_weights.errors import CheckpointError
 
 _KEYS = ("quantization_config", "quantization", "compression_config")
+_MODELOPT_FILE = "hf_quant_config.json"
 
 
 def find_quantization(root: Path, config: Mapping[str, JsonValue] | None) -> Mapping[str, object]:
@@ -18,21 +22,41 @@ def find_quantization(root: Path, config: Mapping[str, JsonValue] | None) -> Map
     Args:
         root: Model directory; `hf_quant_config.json` there serves when config.json has no block.
         config: Content of config.json, or None when there is none or it may not be used.
+
+    Raises:
+        CheckpointError: `hf_quant_config.json` is asked and cannot be read: what scales mean may
+            hang on it.
     """
     if config is None:
         return {}
-    for scope in (config, config.get("text_config"), config.get("language_config")):
-        if not isinstance(scope, Mapping):
-            continue
+    for _prefix, scope in iter_scopes(config, NESTED_CONFIGS):
         for key in _KEYS:
             block = scope.get(key)
             if isinstance(block, Mapping) and block:
                 return cast("Mapping[str, object]", block)
-    try:
-        content = json.loads((root / "hf_quant_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = _read_modelopt_file(root / _MODELOPT_FILE)
     block = content.get("quantization") if isinstance(content, dict) else None
     if not isinstance(block, dict):
         return {}
     return {"quant_method": "modelopt", **block}
+
+
+def _read_modelopt_file(path: Path) -> object:
+    try:
+        encoded = path.read_bytes()
+        if is_lfs_pointer(encoded):
+            raise _unusable(LFS_POINTER_CAUSE)
+        return parse_json(encoded).value
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(f"it cannot be read ({error.strerror or error})") from error
+    except StrictJsonError as error:
+        raise _unusable(f"it is {error}") from error
+
+
+def _unusable(cause: str) -> CheckpointError:
+    return CheckpointError(
+        f"{_MODELOPT_FILE}: {cause}\n"
+        "  how to fix: download the file again; remove it only if no weight is quantised"
+    )

@@ -85,7 +85,9 @@ def read_safetensors_headers(path: Path, file: str) -> SafetensorsHeader:
     Raises:
         CheckpointError: the file cannot be read or is malformed.
     """
-    return parse_header(read_raw_header(path, file), file)
+    with open_descriptor(path, file) as descriptor:
+        raw = read_raw_header(descriptor, file)
+    return parse_header(raw, file)
 
 
 def parse_header(raw: RawHeader, file: str) -> SafetensorsHeader:
@@ -138,35 +140,38 @@ def parse_strictly(raw: RawHeader, file: str) -> SafetensorsHeader:
     return SafetensorsHeader(tensors=tensors, metadata=metadata)
 
 
-def read_raw_header(path: Path, file: str) -> RawHeader:
+def read_raw_header(descriptor: int, file: str) -> RawHeader:
     """Read the header's bytes and check only that they are there.
+
+    Args:
+        descriptor: The open file.
+        file: Name in messages.
 
     Raises:
         CheckpointError: the file cannot be read, is no safetensors file, or ends in its header.
     """
-    with open_descriptor(path, file) as descriptor:
-        file_nbytes = stat_descriptor(descriptor, file).st_size
-        head = read_range(descriptor, 0, min(file_nbytes, _LFS_HEAD_NBYTES), file)
-        if is_lfs_pointer(head):
-            raise CheckpointError(f"{file}: {LFS_POINTER_CAUSE}")
-        if file_nbytes < _LENGTH_NBYTES:
-            problem = f"the file has {file_nbytes} bytes; the header length alone takes 8"
-            raise _malformed(file, [problem])
-        header_nbytes = int.from_bytes(head[:_LENGTH_NBYTES], "little")
-        if header_nbytes > MAX_HEADER_NBYTES:
-            problem = (
-                f"the header claims {header_nbytes} bytes, above the limit of {MAX_HEADER_NBYTES}; "
-                "this is no safetensors file or it is damaged"
-            )
-            raise _malformed(file, [problem])
-        values_nbytes = file_nbytes - _LENGTH_NBYTES - header_nbytes
-        if values_nbytes < 0:
-            problem = (
-                f"the header claims {header_nbytes} bytes, but only "
-                f"{file_nbytes - _LENGTH_NBYTES} follow; the file was cut off or is damaged"
-            )
-            raise _malformed(file, [problem])
-        encoded = read_range(descriptor, _LENGTH_NBYTES, header_nbytes, file)
+    file_nbytes = stat_descriptor(descriptor, file).st_size
+    head = read_range(descriptor, 0, min(file_nbytes, _LFS_HEAD_NBYTES), file)
+    if is_lfs_pointer(head):
+        raise CheckpointError(f"{file}: {LFS_POINTER_CAUSE}")
+    if file_nbytes < _LENGTH_NBYTES:
+        problem = f"the file has {file_nbytes} bytes; the header length alone takes 8"
+        raise _malformed(file, [problem])
+    header_nbytes = int.from_bytes(head[:_LENGTH_NBYTES], "little")
+    if header_nbytes > MAX_HEADER_NBYTES:
+        problem = (
+            f"the header claims {header_nbytes} bytes, above the limit of {MAX_HEADER_NBYTES}; "
+            "this is no safetensors file or it is damaged"
+        )
+        raise _malformed(file, [problem])
+    values_nbytes = file_nbytes - _LENGTH_NBYTES - header_nbytes
+    if values_nbytes < 0:
+        problem = (
+            f"the header claims {header_nbytes} bytes, but only "
+            f"{file_nbytes - _LENGTH_NBYTES} follow; the file was cut off or is damaged"
+        )
+        raise _malformed(file, [problem])
+    encoded = read_range(descriptor, _LENGTH_NBYTES, header_nbytes, file)
     return RawHeader(encoded=encoded, values_nbytes=values_nbytes)
 
 

@@ -156,14 +156,13 @@ def _find_shard_index(folder: Path) -> Path | None:
 
 
 def _normalise_shards(weight_map: dict[str, object], problems: list[str]) -> dict[str, str]:
-    shard_of: dict[str, str] = {}
-    # A hundred shards hold 100 000 tensors.
-    normalised: dict[object, str] = {}
+    # A hundred shards hold 100 000 tensors: what is said of each is found out once per shard.
+    if set(map(type, weight_map.values())) <= {str}:
+        shards: list[str] = list(weight_map.values())  # type: ignore[arg-type]
+        normalised = {entry: _normalise(entry) for entry in set(shards)}
+        if not any(map(_find_refusal, normalised)):
+            return dict(zip(weight_map, map(normalised.__getitem__, shards), strict=True))
     for tensor, entry in weight_map.items():
-        known = normalised.get(entry) if type(entry) is str else None
-        if known is not None:
-            shard_of[tensor] = known
-            continue
         if not isinstance(entry, str):
             problems.append(
                 f'weight_map["{tensor}"] is {_JSON_NAMES[type(entry)]}, not a file name'
@@ -172,11 +171,12 @@ def _normalise_shards(weight_map: dict[str, object], problems: list[str]) -> dic
         refusal = _find_refusal(entry)
         if refusal is not None:
             problems.append(f'weight_map["{tensor}"] = "{entry}" {refusal}')
-            continue
-        segments = entry.replace("\\", "/").split("/")
-        normalised[entry] = "/".join(part for part in segments if part not in {"", "."})
-        shard_of[tensor] = normalised[entry]
-    return shard_of
+    return {}
+
+
+def _normalise(entry: str) -> str:
+    segments = entry.replace("\\", "/").split("/")
+    return "/".join(part for part in segments if part not in {"", "."})
 
 
 def _find_refusal(entry: str) -> str | None:

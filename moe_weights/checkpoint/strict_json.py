@@ -1,12 +1,13 @@
 """Which JSON text is taken: only what every parser reads the same way.
 
-Python's parser accepts NaN, half surrogates and repeated keys; other readers of the same file do
-not, or take another of the repeated values.
+Python's parser accepts NaN, numbers beyond all bounds, half surrogates and repeated keys; other
+readers of the same file do not, or take another of the repeated values.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,14 +48,32 @@ def parse_json(encoded: bytes) -> ParsedJson:
             text,
             object_pairs_hook=_duplicate_recorder(duplicate_keys),
             parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except RecursionError as error:
         raise StrictJsonError("not usable JSON (nested too deeply)") from error
     except ValueError as error:
         raise StrictJsonError(f"not JSON ({error})") from error
-    if "\\ud" in text.lower():
-        _refuse_half_surrogates(value)
+    refuse_half_surrogates(text, value)
     return ParsedJson(value=value, duplicate_keys=tuple(duplicate_keys))
+
+
+def refuse_half_surrogates(text: str, value: object) -> None:
+    """Refuse a parsed value that no UTF-8 file could hold.
+
+    Args:
+        text: What was parsed; only escapes can bring half a pair.
+        value: What it says.
+
+    Raises:
+        StrictJsonError: a key or text in it has half of a surrogate pair.
+    """
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StrictJsonError("not Unicode text (half of a surrogate pair)") from error
 
 
 def _parse_plain(text: str) -> object:
@@ -62,7 +81,7 @@ def _parse_plain(text: str) -> object:
     if not is_plain(text):
         return None
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return value if 2 * _count_texts(value) == text.count('"') else None
@@ -115,8 +134,8 @@ def _refuse_constant(literal: str) -> object:
     raise ValueError(f"{literal} is not a JSON number")
 
 
-def _refuse_half_surrogates(value: object) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise StrictJsonError("not Unicode text (half of a surrogate pair)") from error
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        raise ValueError(f"{literal} is beyond what a number can be")
+    return number

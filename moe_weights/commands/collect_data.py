@@ -177,7 +177,7 @@ def _collect(
             survey.plan.units,
             measure,
             n_schemes=len(simulation.schemes),
-            uses_mlx=simulation.uses_mlx,
+            uses_mlx=simulation.backends.uses_mlx,
             max_memory=options.max_memory,
             taken=max(planned - at_start, 0),
         ),

@@ -32,8 +32,8 @@ PIECE_NBYTES = 2**19
 # Most stored bytes of a piece that needs few of the columns.
 _READ_NBYTES = 2**22
 _FLOAT_NBYTES = 4
-# Codes, zero points and scales of each weight while they are joined, and the copy of a view.
-_VALUE_COPIES = 5
+# Values, those of the piece before, the copy of a view, and the codes with their scales.
+_VALUE_COPIES = 4
 # Stored parts as they were read, and as they are cut or widened.
 _READ_COPIES = 2
 # Decoding rows in between costs less than as many more pieces.
@@ -72,13 +72,21 @@ class EncodedRows:
     """Open parts of an encoded tensor."""
 
     def __init__(
-        self, source: StoredTensor, cuts: RowCuts, turn: Turn, opened: dict[str, TensorBytes]
+        self,
+        source: StoredTensor,
+        cuts: RowCuts,
+        turn: Turn,
+        roles: Sequence[str],
+        opened: dict[str, TensorBytes],
+        wholes: dict[str, NDArray[Any]],
     ) -> None:
         """Read nothing yet; see `open_rows`."""
         self._source = source
         self._cuts = cuts
         self._turn = turn
+        self._roles = tuple(roles)
         self._opened = opened
+        self._wholes = wholes
         self._headers = dict(source.parts)
         self._buffers: dict[str, NDArray[np.uint8]] = {}
         self._last: dict[str, tuple[int, int, NDArray[Any]]] = {}
@@ -115,7 +123,7 @@ class EncodedRows:
         """Return some rows and columns of an entry."""
         first, last = _aligned(rows, self._cuts.row_grain, self._source.shape[-2])
         left, right = stored_cols(self._source, self._cuts, cols)
-        parts = {role: self._read(role, entry, (first, last)) for role in self._opened}
+        parts = {role: self._read(role, entry, (first, last)) for role in self._roles}
         if right - left < self._source.shape[-1]:
             parts = cut_columns(self._cuts, parts, (left, right))
         first_row = entry * self._source.shape[-2] + first
@@ -124,8 +132,10 @@ class EncodedRows:
         return turned[rows[0] - first : rows[1] - first, cols[0] - left : cols[1] - left]
 
     def _read(self, role: str, entry: int, rows: tuple[int, int]) -> NDArray[Any]:
-        header = self._headers[role]
-        found = part_range(self._source, header, self._cuts.parts[role], entry, rows)
+        header, cut = self._headers[role], self._cuts.parts[role]
+        if not cut.rows:
+            return self._read_whole(role, header)
+        found = part_range(self._source, header, cut, entry, rows)
         last = self._last.get(role)
         if last is not None and last[:2] == (found.start, found.stop):
             return last[2]
@@ -139,6 +149,14 @@ class EncodedRows:
         self._last[role] = found.start, found.stop, part
         return part
 
+    def _read_whole(self, role: str, header: TensorHeader) -> NDArray[Any]:
+        part = self._wholes.get(role)
+        if part is None:
+            target = memoryview(np.empty(header.nbytes, dtype=np.uint8))
+            self._opened[role].read_into(0, target)
+            part = self._wholes[role] = view_raw(target, header.dtype_code).reshape(header.shape)
+        return part
+
 
 @contextlib.contextmanager
 def open_rows(
@@ -148,6 +166,7 @@ def open_rows(
     roles: Sequence[str],
     root: Path,
     scratch_folder: Path | None,
+    wholes: dict[str, NDArray[Any]],
 ) -> Iterator[EncodedRows]:
     """Open the parts of a tensor.
 
@@ -158,14 +177,16 @@ def open_rows(
         roles: The parts that `turn` needs.
         root: Model directory.
         scratch_folder: See `open_tensor`.
+        wholes: Parts that are passed whole, by role; those that were read are found here later.
     """
     headers = dict(source.parts)
     with contextlib.ExitStack() as stack:
         opened = {
             role: stack.enter_context(open_tensor(root, headers[role], scratch_folder))
             for role in roles
+            if role not in wholes
         }
-        yield EncodedRows(source, cuts, turn, opened)
+        yield EncodedRows(source, cuts, turn, roles, opened, wholes)
 
 
 def piece_height(source: StoredTensor, cuts: RowCuts, cols: tuple[int, int]) -> int:
@@ -192,14 +213,16 @@ def piece_nbytes(source: StoredTensor, cuts: RowCuts, cols: tuple[int, int]) -> 
     """
     rows_per_entry = source.shape[-2]
     left, right = stored_cols(source, cuts, cols)
-    height = min(piece_height(source, cuts, cols) + 2 * (cuts.row_grain - 1), rows_per_entry)
+    height = min(piece_height(source, cuts, cols) + cuts.row_grain - 1, rows_per_entry)
+    sides = {role: cut.rows for role, cut in cuts.parts.items()}
     read = sum(
-        _stored_nbytes(source, header, cuts.parts[role].rows, height)
+        _stored_nbytes(source, header, side, height)
         for role, header in source.parts
-        if role in cuts.parts
+        if (side := sides.get(role))
     )
+    kept = sum(header.nbytes for role, header in source.parts if sides.get(role) == 0)
     values = height * (right - left) * _FLOAT_NBYTES
-    return _READ_COPIES * read + _VALUE_COPIES * values
+    return kept + _READ_COPIES * read + _VALUE_COPIES * values
 
 
 def stored_cols(source: StoredTensor, cuts: RowCuts, cols: tuple[int, int]) -> tuple[int, int]:
@@ -210,8 +233,6 @@ def stored_cols(source: StoredTensor, cuts: RowCuts, cols: tuple[int, int]) -> t
 
 
 def _stored_nbytes(source: StoredTensor, header: TensorHeader, side: int, height: int) -> int:
-    if not side:
-        return header.nbytes
     n_rows = source.n_elements // source.shape[-1]
     nbytes_per_row = -(-header.nbytes * side // n_rows)
     return (height // side + 2) * nbytes_per_row

@@ -1,6 +1,7 @@
 """The matrices of a unit whose tensor is encoded, decoded in row blocks.
 
 1. Where parts can be cut with rows, only the rows of one block are read and decoded at a time.
+   Parts whose columns are the rows (GPTQ, AWQ) are read once, as they are packed, and kept.
 2. A matrix that lies transposed is put together in bands of its rows from the stored rows.
 3. What cannot be cut is decoded in the smallest slice that can, and kept for the unit's matrices.
 """
@@ -34,8 +35,8 @@ from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import WorkUnit
 
 _FLOAT_NBYTES = 4
-# Codes, zero points and scales of each weight while they are joined, beside the kept codes.
-_WHOLE_NBYTES_PER_ELEMENT = 12
+# Values and their contiguous copy, or kept values while codes are unpacked.
+_WHOLE_NBYTES_PER_ELEMENT = 10
 
 
 class EncodedUnit:
@@ -53,6 +54,7 @@ class EncodedUnit:
         self._cuts = row_cuts_of(unit.source)
         self._root = root
         self._scratch_folder = scratch_folder
+        self._parts: dict[str, NDArray[Any]] = {}
         self._wholes: dict[Turn, tuple[tuple[int, int], NDArray[Any]]] = {}
 
     def blocks(self, view: MatrixView) -> Iterator[NDArray[Any]]:
@@ -68,6 +70,7 @@ class EncodedUnit:
             tuple(cuts.parts),
             self._root,
             self._scratch_folder,
+            self._parts,
         ) as opened:
             if rows.is_transposed:
                 yield from _bands(opened, rows)
@@ -92,7 +95,13 @@ class EncodedUnit:
             yield from self._whole_blocks(codes_of_parts, (WEIGHT,), view)
             return
         with open_rows(
-            self._unit.source, cuts, codes_of_parts, (WEIGHT,), self._root, self._scratch_folder
+            self._unit.source,
+            cuts,
+            codes_of_parts,
+            (WEIGHT,),
+            self._root,
+            self._scratch_folder,
+            self._parts,
         ) as opened:
             yield from opened.pieces(rows)
 

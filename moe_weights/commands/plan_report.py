@@ -26,6 +26,8 @@ _NUMERIC = frozenset({"matrices", "R", "C"})
 
 def print_plan(survey: Survey, reporter: Reporter) -> None:
     """Print the plan of a survey; nothing is read or written for it."""
+    if reporter.quiet:
+        return
     plan, files = survey.plan, survey.files
     reporter.say("collect", f"plan for {files.model_path}")
     reporter.say(
@@ -33,10 +35,9 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
         f"{len(files.files)} files ({files.scan_mode} mode), {len(survey.headers)} tensors",
     )
     reporter.say("collect", f"preset: {survey.preset or 'none'}")
-    if not reporter.quiet:
-        reporter.table(_matched_table(plan))
-        if plan.unmatched:
-            reporter.table(_unmatched_table(plan))
+    reporter.table(_matched_table(plan))
+    if plan.unmatched:
+        reporter.table(_unmatched_table(plan))
     for finding in survey.findings:
         reporter.line(f"[warn] {finding.message}")
         if finding.hint:

@@ -37,11 +37,6 @@ class Simulation:
     findings: tuple[Finding, ...] = ()
 
     @property
-    def uses_mlx(self) -> bool:
-        """MLX itself quantises something."""
-        return any(name == "mlx" for _scheme, _dtype, name in self.backends.names)
-
-    @property
     def self_check_json(self) -> JsonValue:
         """How native kernels compare with the installed MLX; None where nobody asked."""
         check = self.backends.check

@@ -16,6 +16,7 @@ from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import WorkUnit
 from moe_weights.measure.group_ratios import MOST_KEPT_RATIOS
 from moe_weights.measure.settings import MeasureSettings
+from moe_weights.quantize.mlx_backend import PIECE_WEIGHTS
 
 # A block of 16-bit weights may be widened to float32 and back; a row is never cut.
 _BLOCK_COPIES = 4
@@ -29,16 +30,17 @@ _ROW_NBYTES = 2048
 _QUANT_ROW_NBYTES = 512
 # Code that is loaded late (encoders of tables, compiled kernels) and the allocator's slack.
 _FIXED_NBYTES = 96 * 2**20
-# MLX's graph of one block: it compares every weight with every code of a table.
-_MLX_NBYTES = 192 * 2**20
+# MLX's graph of a piece of a block, for each weight: it compares it with every code of a table.
+_MLX_NBYTES_PER_WEIGHT = 160
 
 
-def unit_nbytes(unit: WorkUnit, measure: MeasureSettings) -> int:
+def unit_nbytes(unit: WorkUnit, measure: MeasureSettings, *, uses_mlx: bool) -> int:
     """Return how many bytes a worker holds for a unit, at most.
 
     Args:
         unit: Any unit of the plan.
         measure: How its matrices are measured.
+        uses_mlx: MLX itself quantises them.
     """
     largest = max(unit.matrices, key=lambda matrix: matrix.view.rows * matrix.view.cols)
     header = unit.source.header
@@ -48,7 +50,11 @@ def unit_nbytes(unit: WorkUnit, measure: MeasureSettings) -> int:
     state = _meter_nbytes(largest.view.rows, largest.view.cols, measure)
     blocks = _BLOCK_COPIES * max(BLOCK_NBYTES, longest_row)
     weights = _plain_nbytes(unit, width) if is_plain else encoded_nbytes(unit)
-    return state + blocks + weights
+    pieces = 0
+    if uses_mlx:
+        in_block = max(BLOCK_NBYTES, longest_row) // width
+        pieces = min(in_block, PIECE_WEIGHTS) * _MLX_NBYTES_PER_WEIGHT
+    return state + blocks + weights + pieces
 
 
 def _meter_nbytes(rows: int, cols: int, measure: MeasureSettings) -> int:
@@ -100,9 +106,13 @@ def memory_for_units(
     """
     n_matrices = sum(len(unit.matrices) for unit in units)
     rows = n_matrices * (_ROW_NBYTES + n_schemes * _QUANT_ROW_NBYTES)
-    reserve = taken + rows + _FIXED_NBYTES + (_MLX_NBYTES if uses_mlx else 0)
-    largest = max(units, key=lambda unit: unit_nbytes(unit, measure), default=None)
-    needed = 0 if largest is None else unit_nbytes(largest, measure)
+    reserve = taken + rows + _FIXED_NBYTES
+
+    def nbytes(unit: WorkUnit) -> int:
+        return unit_nbytes(unit, measure, uses_mlx=uses_mlx)
+
+    largest = max(units, key=nbytes, default=None)
+    needed = 0 if largest is None else nbytes(largest)
     if largest is not None and reserve + needed > max_memory:
         raise UsageError(
             f"--max-memory is {max_memory} bytes, but {reserve + needed} are needed: {reserve} for "

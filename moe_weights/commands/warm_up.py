@@ -23,7 +23,7 @@ def announce_compilation(reporter: Reporter) -> None:
             "compiling kernels; they cannot be kept: set NUMBA_CACHE_DIR to a folder that can be "
             "written to",
         )
-    elif not any(folder.iterdir()):
+    elif not any(folder.rglob("*.nbi")):  # indexes of machine code; empty folders come first
         reporter.say("collect", "compiling kernels, once after an installation or update")
 
 

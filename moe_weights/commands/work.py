@@ -128,7 +128,8 @@ def run_units(units: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
     constant: list[bool] = []
     budget = _budget(settings.memory_nbytes)
     for unit in units:
-        with budget.take(unit_nbytes(unit, settings.measure)):
+        nbytes = unit_nbytes(unit, settings.measure, uses_mlx=settings.backends.uses_mlx)
+        with budget.take(nbytes):
             source = _open(unit, settings)
             for planned in unit.matrices:
                 measurement, rows = _run_matrix(source, planned, settings)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from moe_weights.config.field_types import (
     ConfigSection,
-    FileSuffix,
+    FileSuffixes,
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
@@ -29,7 +29,7 @@ from moe_weights.config.rules import ExtractRule, LookAlike
 class ScanConfig(ConfigSection):
     """Which files and tensors are looked at."""
 
-    extensions: tuple[FileSuffix, ...] = Field(
+    extensions: FileSuffixes = Field(
         default=(".safetensors", ".npz"),
         description="File suffixes that count as shards, case-sensitive.",
     )

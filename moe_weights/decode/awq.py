@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.decode.affine_codes import scale_integers
 from moe_weights.decode.encoding import Parts
 from moe_weights.decode.qweight import (
     AWQ,
@@ -26,9 +27,8 @@ from moe_weights.decode.qweight import (
     find_qweight,
     refuse_codes,
 )
-from moe_weights.decode.row_cuts import RowCuts
+from moe_weights.decode.row_cuts import WHOLE, RowCuts, first_row_of
 from moe_weights.decode.scale_names import describe
-from moe_weights.decode.scaled_lookup import scale_centred_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -39,7 +39,7 @@ from moe_weights.decode.stored_tensor import (
 
 _BITS = 4
 _PER_WORD = 8
-_NIBBLE_OF_OUTPUT = (0, 4, 1, 5, 2, 6, 3, 7)
+_SHIFTS = np.array([_BITS * nibble for nibble in (0, 4, 1, 5, 2, 6, 3, 7)], dtype=np.uint32)
 _SYMMETRIC_ZERO_POINT = 8
 
 
@@ -89,33 +89,32 @@ class Awq:
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return (code - zero point) * scale in float32, (out, in); see `Encoding.decode`."""
-        scales = parts["scale"].T.astype(np.float32)
-        codes = self.codes(tensor, parts)
-        zero_points = (
-            _by_output(parts["zero_point"]).astype(np.float32)
-            if "zero_point" in parts
-            else np.full_like(scales, _SYMMETRIC_ZERO_POINT)
-        )
-        group_size = codes.shape[1] // scales.shape[1]
-        groups = np.arange(codes.shape[1]) // group_size
-        return scale_centred_codes(codes, zero_points, scales, groups)
+        first = first_row_of(tensor)
+        scales = parts["scale"][:, first : first + tensor.shape[0]].T.astype(np.float32)
+        zero_points = np.full(1, _SYMMETRIC_ZERO_POINT, dtype=np.float32)
+        if "zero_point" in parts:
+            zero_points = _by_output(tensor, parts["zero_point"]).astype(np.float32)
+        block = 1, tensor.shape[1] // scales.shape[1]
+        return scale_integers(self.codes(tensor, parts), scales, block, zeros=zero_points)
 
     def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
         """Return the codes (out, in); see `Encoding.codes`."""
-        return _by_output(parts[WEIGHT])
+        return _by_output(tensor, parts[WEIGHT])
 
     def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
-        """Return None: words hold codes of many outputs; see `Encoding.row_cuts`."""
-        return None
+        """Pass all parts whole: rows are their columns; see `Encoding.row_cuts`."""
+        return RowCuts(parts=dict.fromkeys(dict(tensor.parts), WHOLE), row_grain=_PER_WORD)
 
 
-def _by_output(words: NDArray[Any]) -> NDArray[np.uint8]:
-    """Unpack words (n, out / 8) to codes (out, n)."""
-    by_word = np.ascontiguousarray(words.T).view(np.uint32)
-    codes = np.empty((by_word.shape[0], _PER_WORD, by_word.shape[1]), dtype=np.uint8)
-    for output, nibble in enumerate(_NIBBLE_OF_OUTPUT):
-        codes[:, output] = (by_word >> np.uint32(_BITS * nibble)) & np.uint32((1 << _BITS) - 1)
-    return codes.reshape(-1, by_word.shape[1])
+def _by_output(tensor: StoredTensor, words: NDArray[Any]) -> NDArray[np.uint8]:
+    """Unpack words (n, out / 8) to the codes (rows, n) of a cut's rows, whole words of them."""
+    # Plans claim tensors without decoding any; they need not wait for a compiler to load.
+    from moe_weights.decode.unpack_kernels import unpack_shuffled
+
+    codes = np.empty((tensor.shape[0], len(words)), dtype=np.uint8)
+    words = np.require(words, requirements=["C", "A"]).view(np.uint32)
+    unpack_shuffled(words, first_row_of(tensor) // _PER_WORD, _SHIFTS, codes)
+    return codes
 
 
 def _refuse_config(found: Qweight, context: EncodingContext) -> EncodingRefusal | None:

@@ -25,15 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.bit_stream import NIBBLES, unpack_codes
+from moe_weights.decode.bit_stream import NIBBLES, unpack_nibbles
 from moe_weights.decode.encoding import Parts
-from moe_weights.decode.row_cuts import (
-    FIRST_ROW,
-    WHOLE,
-    PartCut,
-    RowCuts,
-    n_entries,
-)
+from moe_weights.decode.row_cuts import WHOLE, PartCut, RowCuts, first_row_of, n_entries
 from moe_weights.decode.scale_names import describe
 from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
@@ -152,7 +146,7 @@ class Bitsandbytes4Bit:
         if "nested_absmax" in parts:
             nested_block = tensor.option("nested_block")
             assert isinstance(nested_block, int)
-            first = _first_row_of(tensor) * tensor.shape[-1] // block
+            first = first_row_of(tensor) * tensor.shape[-1] // block
             outer = parts["nested_absmax"].astype(np.float32)
             blocks = np.arange(first, first + scales.size) // nested_block
             # Damaged scales may be infinite or NaN; what comes out is counted by who measures.
@@ -170,7 +164,7 @@ class Bitsandbytes4Bit:
         """Return the indices into the table; see `Encoding.codes`."""
         packed = _bytes_of(tensor, parts)
         low_first = packed >> np.uint8(4) | packed << np.uint8(4)
-        return unpack_codes(low_first, 4, tensor.n_elements).reshape(tensor.shape)
+        return unpack_nibbles(low_first)[: tensor.n_elements].reshape(tensor.shape)
 
     def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
         """Cut between rows that end with bytes and blocks; see `Encoding.row_cuts`."""
@@ -183,12 +177,6 @@ class Bitsandbytes4Bit:
         cuts = {role: WHOLE for role in _ROLES if role in companions}
         cuts |= {WEIGHT: PartCut(rows=1), "absmax": PartCut(rows=1)}
         return RowCuts(parts=cuts)
-
-
-def _first_row_of(tensor: StoredTensor) -> int:
-    first = dict(tensor.options).get(FIRST_ROW, 0)
-    assert isinstance(first, int)
-    return first
 
 
 def _bytes_of(tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:

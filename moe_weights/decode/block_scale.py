@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +48,19 @@ def block_shape_of(
     if block is None or configured is None:
         return block
     return block if block[0] < min(configured[0], shape[-2]) else None
+
+
+def parse_block(block: object) -> tuple[int, int] | None:
+    """Return (rows, cols) of a block in a config; None where it is none.
+
+    Args:
+        block: [rows, cols] or, as older versions of compressed-tensors write it, "rowsxcols".
+    """
+    sides = block.split("x") if isinstance(block, str) else block
+    if not isinstance(sides, Sequence) or len(sides) != 2:
+        return None
+    numbers = [int(side) for side in sides if str(side).isdecimal() and int(side) > 0]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def fits_block(
@@ -88,6 +102,18 @@ def real_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # of float64 scales; infinities are counted by who measures
         widened: NDArray[np.float32] = scales.astype(np.float32)
     return widened
+
+
+def on_grid(numbers: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return one number for each block (entries, block rows, block cols), contiguous.
+
+    Args:
+        numbers: As many in any shape, or a single one for all.
+        grid: How many blocks.
+    """
+    if numbers.size == 1:
+        return np.full(grid, numbers.reshape(-1)[0], dtype=np.float32)
+    return np.require(numbers, dtype=np.float32, requirements=["C", "A"]).reshape(grid)
 
 
 @lru_cache(maxsize=4096)  # a checkpoint has a handful of shapes

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_weights.decode.block_scale import block_shape_of
+from moe_weights.decode.block_scale import block_shape_of, parse_block
 
 _REGEX = "re:"
 _LINEAR = "Linear"
@@ -135,11 +135,11 @@ def _parse_scheme(weights: object) -> IntScheme | None:
         block = (0, 0)
     elif strategy == "channel":
         block = (1, 0)
-    elif strategy in {"group", "tensor_group"} and isinstance(group_size, int) and group_size > 0:
+    elif strategy in {"group", "tensor_group"} and type(group_size) is int and group_size > 0:
         block = (1, group_size)
     elif strategy == "block":
-        block = _parse_block(weights.get("block_structure"))
-    if block is None or not isinstance(bits, int) or not 1 <= bits <= 8:
+        block = parse_block(weights.get("block_structure"))
+    if block is None or type(bits) is not int or not 1 <= bits <= 8:
         return None
     order = weights.get("actorder")
     return IntScheme(
@@ -148,15 +148,6 @@ def _parse_scheme(weights: object) -> IntScheme | None:
         is_symmetric=weights.get("symmetric", True) is True,
         is_reordered=order is True or (isinstance(order, str) and order.lower() in _REORDERED),
     )
-
-
-def _parse_block(block: object) -> tuple[int, int] | None:
-    """Read [rows, cols] or, as older versions write it, "rowsxcols"."""
-    sides = block.split("x") if isinstance(block, str) else block
-    if not isinstance(sides, Sequence) or len(sides) != 2:
-        return None
-    numbers = [int(side) for side in sides if str(side).isdecimal() and int(side) > 0]
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def _compile(pattern: str) -> re.Pattern[str] | None:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_weights.decode.bit_stream import NIBBLES, unpack_codes
+from moe_weights.decode.bit_stream import NIBBLES, unpack_nibbles
 from moe_weights.decode.scaled_lookup import scale_codes
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -41,7 +41,7 @@ def scale_fp4(
 def unpack_fp4(codes: NDArray[Any]) -> NDArray[np.uint8]:
     """Return one code, 0 to 15, for each value of `scale_fp4`."""
     stored = codes.view(np.uint8)
-    return stored if _is_unpacked(codes) else unpack_codes(stored, 4, 2 * codes.shape[-1])
+    return stored if _is_unpacked(codes) else unpack_nibbles(stored)
 
 
 def _is_unpacked(codes: NDArray[Any]) -> bool:

@@ -6,7 +6,7 @@ Blocks at the ragged edges are cut, never stretched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from moe_weights.decode.block_scale import (
     block_shape_of,
     expected_grid,
     fits_block,
+    parse_block,
     real_scales,
 )
 from moe_weights.decode.encoding import Parts
@@ -246,7 +247,7 @@ def _declared_blocks(quantization: Mapping[str, object]) -> tuple[tuple[int, int
         block = {
             "tensor": (0, 0),
             "channel": (1, 0),
-            "block": _parse_block(weights.get("block_structure")),
+            "block": parse_block(weights.get("block_structure")),
             "group": (1, size) if isinstance(size, int) and size > 0 else None,
         }.get(str(weights.get("strategy")))
         if block is None:
@@ -256,16 +257,7 @@ def _declared_blocks(quantization: Mapping[str, object]) -> tuple[tuple[int, int
 
 
 def _config_block(quantization: Mapping[str, object]) -> tuple[int, int] | None:
-    return _parse_block(quantization.get("weight_block_size"))
-
-
-def _parse_block(block: object) -> tuple[int, int] | None:
-    """Read [rows, cols] or, as older versions of compressed-tensors write it, "rowsxcols"."""
-    sides = block.split("x") if isinstance(block, str) else block
-    if not isinstance(sides, Sequence) or len(sides) != 2:
-        return None
-    numbers = [int(side) for side in sides if str(side).isdecimal() and int(side) > 0]
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+    return parse_block(quantization.get("weight_block_size"))
 
 
 def _describe_expected(header: TensorHeader, quantization: Mapping[str, object]) -> str:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.bit_stream import n_words, unpack_codes
+from moe_weights.decode.affine_codes import checked_groups, scale_integers
+from moe_weights.decode.bit_stream import PERIOD, Planes, n_words, unpack_columns
 from moe_weights.decode.encoding import Parts
 from moe_weights.decode.gptq_config import GptqConfig, gptq_config
 from moe_weights.decode.qweight import (
@@ -33,9 +34,8 @@ from moe_weights.decode.qweight import (
     find_qweight,
     refuse_codes,
 )
-from moe_weights.decode.row_cuts import RowCuts
+from moe_weights.decode.row_cuts import WHOLE, RowCuts, first_row_of
 from moe_weights.decode.scale_names import describe
-from moe_weights.decode.scaled_lookup import scale_centred_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -43,13 +43,11 @@ from moe_weights.decode.stored_tensor import (
     RefusalKind,
     StoredTensor,
 )
-from moe_weights.errors import CheckpointError
 
 _BITS = (2, 3, 4, 5, 6, 7, 8)
-_PERIOD = 32  # codes that fill whole words at any width
 
 # Width and lowest bit of each plane.
-_PLANES: Final = {
+_PLANES: Final[dict[int, Planes]] = {
     3: ((2, 0), (1, 2)),
     5: ((4, 0), (1, 4)),
     6: ((4, 0), (2, 4)),
@@ -95,32 +93,32 @@ class Gptq:
 
     def decode(self, tensor: StoredTensor, parts: Parts) -> NDArray[Any]:
         """Return (code - zero point) * scale in float32, (out, in); see `Encoding.decode`."""
-        rows = tensor.shape[0]
-        bits = tensor.option("bits")
-        assert isinstance(bits, int)
-        planar = bool(tensor.option("planar"))
-        n_groups = parts["scale"].shape[0]
-        group_of_column = _checked_groups(tensor, parts["group_index"], n_groups)
-        zero_points = _zero_points(
-            parts["zero_point"], bits, rows, planar, bool(tensor.option("minus_one"))
-        )
-        return scale_centred_codes(
+        rows = _rows_of(tensor)
+        index = dict(tensor.companions)["group_index"]
+        n_groups = len(parts["scale"])
+        groups = checked_groups(index.name, parts["group_index"], n_groups)
+        zero_points = _zero_points(tensor, parts["zero_point"])
+        scales = parts["scale"][:, rows[0] : rows[1]]
+        group_size = int(np.count_nonzero(groups == 0)) or 1
+        consecutive = np.arange(groups.size) // group_size
+        # An index may leave the last groups unused.
+        is_plain = consecutive[-1] == n_groups - 1 and np.array_equal(groups, consecutive)
+        return scale_integers(
             self.codes(tensor, parts),
-            zero_points.T.astype(np.float32),
-            parts["scale"].T.astype(np.float32),
-            group_of_column,
+            scales.T.astype(np.float32),
+            (1, group_size),
+            zeros=zero_points.T.astype(np.float32),
+            group_of_column=None if is_plain else groups,
         )
 
     def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
         """Return the codes (out, in); see `Encoding.codes`."""
-        bits = tensor.option("bits")
-        assert isinstance(bits, int)
-        planar = bool(tensor.option("planar"))
-        return _unpack(parts[WEIGHT].T, bits, tensor.shape[1], planar)
+        planes = _planes_of(tensor)
+        return unpack_columns(parts[WEIGHT], _rows_of(tensor), tensor.shape[1], planes)
 
     def row_cuts(self, tensor: StoredTensor) -> RowCuts | None:
-        """Return None: words hold codes of many inputs; see `Encoding.row_cuts`."""
-        return None
+        """Pass all parts whole: rows are their columns; see `Encoding.row_cuts`."""
+        return RowCuts(parts=dict.fromkeys(dict(tensor.parts), WHOLE))
 
 
 def _checked(
@@ -165,11 +163,11 @@ def _checked(
         )
     bits = fitting[0]
     planar = bits in (5, 6, 7) or (bits == 3 and config.planar)
-    if planar and (columns % _PERIOD or rows % _PERIOD):
+    if planar and (columns % PERIOD or rows % PERIOD):
         return found.refuse(
             RefusalKind.BAD_COMPANION,
             f"planar GPTQ codes {describe(found.codes)} for {columns} inputs and {rows} outputs; "
-            f"both must be multiples of {_PERIOD}",
+            f"both must be multiples of {PERIOD}",
         )
     return StoredTensor(
         name=found.name,
@@ -186,8 +184,8 @@ def _checked(
 
 
 def _widths(config: GptqConfig) -> tuple[int, ...]:
-    """Return the bits that codes may have."""
-    return _BITS if config.bits is None else (config.bits,)
+    """Return the bits that codes may have; none where config.json gives a width unknown to GPTQ."""
+    return tuple(bits for bits in _BITS if config.bits in (None, bits))
 
 
 def _wanted_index(
@@ -201,11 +199,11 @@ def _wanted_index(
     words, rows = codes.shape
     widths = _widths(config)
     lengths = [
-        words * _PERIOD // bits
+        words * PERIOD // bits
         for bits in widths
         if qzeros.ndim == 2
         and qzeros.shape[1] == n_words(rows, bits)
-        and words * _PERIOD % bits == 0
+        and words * PERIOD % bits == 0
     ]
     if g_idx.dtype_code in {"I32", "I64"} and g_idx.ndim == 1 and g_idx.shape != (0,):
         length = g_idx.shape[0]
@@ -219,41 +217,40 @@ def _wanted_index(
     return f"I32 {' or '.join(f'[{length}]' for length in lengths) or '[in]'}"
 
 
-def _zero_points(
-    words: NDArray[Any], bits: int, n_codes: int, planar: bool, minus_one: bool
-) -> NDArray[np.uint8]:
-    """Return the zero points (groups, out) that the words mean."""
+def _rows_of(tensor: StoredTensor) -> tuple[int, int]:
+    """Return the first row of a cut, and one past the last; see `cut_tensor`."""
+    first = first_row_of(tensor)
+    return first, first + tensor.shape[0]
+
+
+def _bits_of(tensor: StoredTensor) -> int:
+    bits = tensor.option("bits")
+    assert isinstance(bits, int)
+    return bits
+
+
+def _planes_of(tensor: StoredTensor) -> Planes:
+    bits = _bits_of(tensor)
+    return _PLANES[bits] if tensor.option("planar") else ((bits, 0),)
+
+
+def _zero_points(tensor: StoredTensor, words: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the zero points (groups, rows) of a cut's rows.
+
+    Args:
+        tensor: The tensor, or a cut.
+        words: (groups, n) those of all rows, packed.
+    """
+    bits, minus_one = _bits_of(tensor), bool(tensor.option("minus_one"))
+    first, last = _rows_of(tensor)
+    before = first // PERIOD
+    words = np.ascontiguousarray(words[:, before * bits : -(-last // PERIOD) * bits].T)
     if minus_one and bits in _ONES:
         # uint32 drops the carry out of the word, as the writer's subtraction did.
-        words = np.ascontiguousarray(words).view(np.uint32) + np.uint32(_ONES[bits])
-    codes = _unpack(words, bits, n_codes, planar)
+        words = words.view(np.uint32) + np.uint32(_ONES[bits])
+    n_codes = last - before * PERIOD
+    codes = unpack_columns(words, (0, words.shape[1]), n_codes, _planes_of(tensor))
+    codes = codes[:, first - before * PERIOD :]
     if minus_one and bits not in _ONES:
         return (codes + np.uint8(1)) & np.uint8((1 << bits) - 1)
     return codes
-
-
-def _unpack(words: NDArray[Any], bits: int, n_codes: int, planar: bool) -> NDArray[np.uint8]:
-    """Unpack the last axis of the words."""
-    if not planar:
-        return unpack_codes(words, bits, n_codes)
-    periods = np.ascontiguousarray(words).reshape(*words.shape[:-1], -1, bits)
-    codes = np.zeros((*periods.shape[:-1], _PERIOD), dtype=np.uint8)
-    first = 0
-    for width, lowest in _PLANES[bits]:
-        plane = unpack_codes(periods[..., first : first + width], width, _PERIOD)
-        codes |= plane << np.uint8(lowest)
-        first += width
-    return codes.reshape(*words.shape[:-1], -1)
-
-
-def _checked_groups(
-    tensor: StoredTensor, group_of_column: NDArray[Any], n_groups: int
-) -> NDArray[Any]:
-    lowest, highest = int(group_of_column.min()), int(group_of_column.max())
-    if lowest < 0 or highest >= n_groups:
-        name = dict(tensor.companions)["group_index"].name
-        raise CheckpointError(
-            f"{name}: group indices run from {lowest} to {highest}, there are {n_groups} groups; "
-            "write the checkpoint again"
-        )
-    return group_of_column

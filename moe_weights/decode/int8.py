@@ -23,13 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.affine_codes import apply_per_block, checked_groups
-from moe_weights.decode.block_scale import block_shape_of
+from moe_weights.decode.affine_codes import known_groups, scale_integers
+from moe_weights.decode.block_scale import block_shape_of, parse_block
 from moe_weights.decode.compressed_tensors_config import int_schemes, scale_block_of
 from moe_weights.decode.encoding import Parts
 from moe_weights.decode.row_cuts import WHOLE, PartCut, RowCuts, joined_cuts, scale_cut
 from moe_weights.decode.scale_names import describe, find_activation_scales, is_weight
-from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -43,7 +42,6 @@ _EXPONENT_CODES = frozenset({"F8_E8M0", "U8"})
 _ZERO_CODES = frozenset({"I8", "I32", "I64"})
 _INDEX_CODES = frozenset({"I32", "I64"})
 _ROW_MAJOR = b"\x00"  # weight_format 0; the others are tiled for old GPUs
-_INTEGERS = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)[:, None]
 _PER_127 = np.float32(7.874015718698502e-3)  # 1 / 127 as bitsandbytes writes it
 
 
@@ -94,22 +92,21 @@ class Int8:
         """Return (code - zero point) * scale in float32; see `Encoding.decode`."""
         pair = _block_option(tensor)
         names = {role: header.name for role, header in tensor.parts}
-        groups = checked_groups(
+        groups = known_groups(
             names.get("g_idx", ""), parts.get("g_idx"), n_groups=-(-tensor.shape[-1] // pair[1])
         )
-        if groups is None and "zero_point" not in parts:
-            is_by_maxima = "SCB" in parts
-            scales = parts["SCB" if is_by_maxima else "scale"].astype(np.float32)
-            values = scale_codes(self.codes(tensor, parts), _INTEGERS, scales, pair)
-            if is_by_maxima:
-                values *= _PER_127
+        codes = parts[WEIGHT]
+        if "SCB" in parts:
+            values = scale_integers(codes, parts["SCB"].astype(np.float32), pair)
+            values *= _PER_127
             return values
-        values = parts[WEIGHT].astype(np.float32, order="C")
-        if "zero_point" in parts:
-            zeros = parts["zero_point"].astype(np.float32)
-            apply_per_block(np.subtract, values, zeros, pair, groups)
-        scales = parts["scale"].astype(np.float32)
-        return apply_per_block(np.multiply, values, scales, pair, groups)
+        return scale_integers(
+            codes,
+            parts["scale"].astype(np.float32),
+            pair,
+            zeros=parts["zero_point"].astype(np.float32) if "zero_point" in parts else None,
+            group_of_column=groups,
+        )
 
     def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
         """Return the bytes; see `Encoding.codes`."""
@@ -180,9 +177,9 @@ def _block_of(
         blocks = {scale_block_of(header.shape, scale.shape, scheme) for scheme in schemes.all}
         blocks.discard(None)
         return blocks.pop() if len(blocks) == 1 else None
-    sides = context.quantization.get("weight_block_size")
-    if isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides):
-        return block_shape_of(header.shape, scale.shape, (sides[0], sides[1]))
+    configured = parse_block(context.quantization.get("weight_block_size"))
+    if configured is not None:
+        return block_shape_of(header.shape, scale.shape, configured)
     return scale_block_of(header.shape, scale.shape, None)
 
 
@@ -238,10 +235,15 @@ def _row_maxima_problem(
     """Return what keeps the bitsandbytes form from being read."""
     weights, row_maxima = f"weights {describe(header)}", found["SCB"]
     layout = found.get("weight_format")
+    offset = found.get("zero_point") or context.by_name.get(f"{header.name}_offset")
     rows = header.shape[0]
     cause = None
     if "scale" in found:
         cause = f"{weights} have two scales, {describe(found['scale'])} and {describe(row_maxima)}"
+    elif offset is not None:
+        cause = (
+            f"{describe(offset)} has no known meaning beside {describe(row_maxima)} of {weights}"
+        )
     elif (
         header.ndim != 2
         or row_maxima.shape not in {(rows,), (rows, 1)}

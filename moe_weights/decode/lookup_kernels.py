@@ -15,17 +15,15 @@ def scale_bytes(
     codes: NDArray[Any],
     table: NDArray[Any],
     scales: NDArray[Any],
-    biases: NDArray[Any],
     side: tuple[int, int],
     values: NDArray[Any],
 ) -> None:
-    """Write table[code] * scale (+ bias) for one code in each byte.
+    """Write table[code] * scale for one code in each byte.
 
     Args:
         codes: (entries, R, bytes) uint8, contiguous.
         table: (256,) float32.
         scales: (entries, block rows, block cols) float32.
-        biases: Like `scales`, or empty for none.
         side: (rows, bytes) that share a scale; the last ones are cut.
         values: (entries * R * bytes,) float32; overwritten.
     """
@@ -34,7 +32,7 @@ def scale_bytes(
     for entry in range(n_entries):
         for row in range(rows):
             start = (entry * rows + row) * n_bytes
-            if side[1] == 1 and not biases.size:
+            if side[1] == 1:
                 for col in range(n_bytes):
                     scale = scales[entry, row // side[0], col]
                     values[start + col] = table[flat[start + col]] * scale
@@ -44,13 +42,8 @@ def scale_bytes(
                 first = np.uint64(start + group * side[1])
                 last = np.uint64(start + min((group + 1) * side[1], n_bytes))
                 scale = scales[entry, row // side[0], group]
-                if biases.size:
-                    bias = biases[entry, row // side[0], group]
-                    for at in range(first, last):
-                        values[at] = table[flat[at]] * scale + bias
-                else:
-                    for at in range(first, last):
-                        values[at] = table[flat[at]] * scale
+                for at in range(first, last):
+                    values[at] = table[flat[at]] * scale
 
 
 @kernel
@@ -58,17 +51,15 @@ def scale_pairs(
     codes: NDArray[Any],
     table: NDArray[Any],
     scales: NDArray[Any],
-    biases: NDArray[Any],
     side: tuple[int, int],
     values: NDArray[Any],
 ) -> None:
-    """Write table[code] * scale (+ bias) for two codes in each byte.
+    """Write table[code] * scale for two codes in each byte.
 
     Args:
         codes: (entries, R, bytes) uint8, contiguous.
         table: (512,) float32; both values of byte 0, then those of byte 1, ...
         scales: (entries, block rows, block cols) float32.
-        biases: Like `scales`, or empty for none.
         side: (rows, bytes) that share a scale; the last ones are cut.
         values: (entries * R * bytes * 2,) float32; overwritten.
     """
@@ -83,39 +74,7 @@ def scale_pairs(
                 first = np.uint64(start + group * side[1])
                 last = np.uint64(start + min((group + 1) * side[1], n_bytes))
                 scale = scales[entry, row // side[0], group]
-                if biases.size:
-                    bias = biases[entry, row // side[0], group]
-                    for at in range(first, last):
-                        pair = two * np.uint64(flat[at])
-                        values[two * at] = table[pair] * scale + bias
-                        values[two * at + one] = table[pair + one] * scale + bias
-                else:
-                    for at in range(first, last):
-                        pair = two * np.uint64(flat[at])
-                        values[two * at] = table[pair] * scale
-                        values[two * at + one] = table[pair + one] * scale
-
-
-@kernel
-def scale_groups(
-    codes: NDArray[Any],
-    zeros: NDArray[Any],
-    scales: NDArray[Any],
-    group_of_column: NDArray[Any],
-    values: NDArray[Any],
-) -> None:
-    """Write (code - zero point) * scale.
-
-    Args:
-        codes: (R, C) uint8.
-        zeros: (R, groups) float32.
-        scales: (R, groups) float32.
-        group_of_column: (C,) int64; each one names a group.
-        values: (R, C) float32; overwritten.
-    """
-    rows, cols = codes.shape
-    for row in range(rows):
-        for col in range(cols):
-            group = group_of_column[col]
-            centred = np.float32(codes[row, col]) - zeros[row, group]
-            values[row, col] = centred * scales[row, group]
+                for at in range(first, last):
+                    pair = two * np.uint64(flat[at])
+                    values[two * at] = table[pair] * scale
+                    values[two * at + one] = table[pair + one] * scale

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.bit_stream import as_bytes, unpack_codes
+from moe_weights.decode.affine_codes import scale_integers
+from moe_weights.decode.bit_stream import unpack_codes
 from moe_weights.decode.block_scale import real_scales
 from moe_weights.decode.encoding import Encoding, Parts
 from moe_weights.decode.fp4_codes import scale_fp4
@@ -34,7 +35,6 @@ from moe_weights.decode.stored_tensor import (
 
 _WORD_BITS = 32
 _FP4_BITS = 4
-_INTEGERS = np.arange(256, dtype=np.float32)
 _E4M3 = decode_e4m3(np.arange(256, dtype=np.uint8)).astype(np.float32)
 _LARGEST_NVFP4 = np.float32(6 * 448)  # the largest code times the largest scale
 
@@ -79,10 +79,11 @@ class MlxPacked:
         words, scales = parts[WEIGHT], _scales(parts, self.mode)
         if self.mode != AFFINE and bits == _FP4_BITS:
             return scale_fp4(np.ascontiguousarray(words).view(np.uint8), scales, group_size)
-        codes, table = as_bytes(words, bits, tensor.shape[-1])
-        numbers = _INTEGERS if self.mode == AFFINE else _E4M3
-        biases = parts["bias"].astype(np.float32) if self.mode == AFFINE else None
-        return scale_codes(codes, numbers[table], scales, (1, group_size), biases)
+        codes = unpack_codes(words, bits, tensor.shape[-1])
+        if self.mode == AFFINE:
+            biases = parts["bias"].astype(np.float32)
+            return scale_integers(codes, scales, (1, group_size), biases=biases)
+        return scale_codes(codes, _E4M3[:, None], scales, (1, group_size))
 
     def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
         """Return the codes as unsigned integers; see `Encoding.codes`."""

@@ -104,7 +104,7 @@ def _parse(values: Mapping[str, object], place: str) -> MlxSettings | str:
     default = _AFFINE_DEFAULT if mode == AFFINE else FLOAT_MODES[mode]
     bits = values.get("bits") or default[0]
     group_size = values.get("group_size") or default[1]
-    if not isinstance(bits, int) or not isinstance(group_size, int):
+    if type(bits) is not int or type(group_size) is not int:
         return f"{place} has bits {bits!r} and group_size {group_size!r}; both must be integers"
     if mode == AFFINE and (bits not in AFFINE_BITS or group_size < 1):
         return (

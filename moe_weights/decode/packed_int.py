@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
-from moe_weights.decode.affine_codes import apply_per_block, checked_groups
-from moe_weights.decode.bit_stream import as_bytes, n_words, unpack_codes
+from moe_weights.decode.affine_codes import known_groups, scale_integers
+from moe_weights.decode.bit_stream import PERIOD, n_words, unpack_codes
 from moe_weights.decode.compressed_tensors_config import (
     IntScheme,
     int_schemes,
@@ -30,7 +30,6 @@ from moe_weights.decode.compressed_tensors_config import (
 from moe_weights.decode.encoding import Parts
 from moe_weights.decode.row_cuts import WHOLE, PartCut, RowCuts, joined_cuts, scale_cut
 from moe_weights.decode.scale_names import describe, find_activation_scales
-from moe_weights.decode.scaled_lookup import scale_codes
 from moe_weights.decode.stored_tensor import (
     WEIGHT,
     EncodingContext,
@@ -139,28 +138,27 @@ class PackedInt:
         bits, pair = _layout_of(tensor)
         rows, cols = tensor.shape[-2:]
         names = {role: header.name for role, header in tensor.parts}
-        groups = checked_groups(
+        groups = known_groups(
             names.get("g_idx", ""), parts.get("g_idx"), n_groups=-(-cols // pair[1])
         )
-        scales = parts["scale"].astype(np.float32)
-        middle = np.float32(1 << (bits - 1))
+        zeros = np.full(1, 1 << (bits - 1), dtype=np.float32)
         form = tensor.option("zero_point")
-        if form == _NONE and groups is None:
-            codes, table = as_bytes(parts[WEIGHT], bits, cols)
-            return scale_codes(codes, table.astype(np.float32) - middle, scales, pair)
-        values = self.codes(tensor, parts).astype(np.float32, order="C")
-        if form == _NONE:
-            values -= middle
-        elif form == _PLAIN:
+        if form == _PLAIN:
             # Codes are stored from 0, these zero points around 0.
-            zeros = parts["zero_point"].astype(np.float32) + middle
-            apply_per_block(np.subtract, values, zeros, pair, groups)
-        else:
+            zeros = parts["zero_point"].astype(np.float32) + zeros
+        elif form == _PACKED:
             # One stream for each group of columns; it runs along the rows.
-            streams = np.swapaxes(parts["zero_point"], -1, -2)
-            zeros = np.swapaxes(unpack_codes(streams, bits, rows), -1, -2).astype(np.float32)
-            apply_per_block(np.subtract, values, zeros, pair, groups)
-        return apply_per_block(np.multiply, values, scales, pair, groups)
+            words = parts["zero_point"]
+            words = words.reshape(*words.shape[:-2], -1, -(-cols // pair[1]))
+            streams = unpack_codes(np.swapaxes(words, -1, -2), bits, rows)
+            zeros = np.swapaxes(streams, -1, -2).astype(np.float32)
+        return scale_integers(
+            self.codes(tensor, parts),
+            parts["scale"].astype(np.float32),
+            pair,
+            zeros=zeros,
+            group_of_column=groups,
+        )
 
     def codes(self, tensor: StoredTensor, parts: Parts) -> NDArray[np.uint8]:
         """Return the codes, counted from 0; see `Encoding.codes`."""
@@ -179,10 +177,11 @@ class PackedInt:
         if form == _PLAIN:
             cuts["zero_point"] = scale_cut(tensor, companions["zero_point"], block)
         elif form == _PACKED:
-            row_grain = per_word or 1
-            group = block[1] if block[1] < tensor.shape[-1] else 0
-            # Words that codes cross have no rows of their own.
-            cuts["zero_point"] = PartCut(rows=per_word, cols=group) if per_word else None
+            # Codes that cross words fill whole ones together.
+            row_grain = per_word or PERIOD
+            group = block[1] if per_word and block[1] < tensor.shape[-1] else 0
+            is_whole = bool(per_word) or tensor.shape[-2] % PERIOD == 0
+            cuts["zero_point"] = PartCut(rows=row_grain, cols=group) if is_whole else None
         index = companions.get("g_idx")
         if index is not None:
             cuts["g_idx"] = WHOLE if index.ndim == 1 else PartCut(rows=tensor.shape[-2])

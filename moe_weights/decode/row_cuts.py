@@ -19,7 +19,7 @@ from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.decode.stored_tensor import StoredTensor
 
 # Option of every cut tensor: its first row, counted over all entries from the tensor's first.
-FIRST_ROW = "first_row"
+_FIRST_ROW = "first_row"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,8 @@ def row_ranges(cuts: RowCuts, first: int, last: int, height: int) -> Iterator[tu
         last: One past the last row; at most the rows of an entry.
         height: Most rows at a time.
     """
-    sides = [cut.rows for cut in cuts.parts.values() if cut.rows > 1]
+    sides = [cut.rows for cut in cuts.parts.values()] + [cuts.row_grain]
+    sides = [side for side in sides if side > 1]
     start = first
     while start < last:
         stop = min(start + max(height, 1), last)
@@ -158,8 +159,15 @@ def cut_tensor(tensor: StoredTensor, shape: tuple[int, int], first_row: int) -> 
         header=tensor.header,
         shape=shape,
         companions=tensor.companions,
-        options=(*tensor.options, (FIRST_ROW, first_row)),
+        options=(*tensor.options, (_FIRST_ROW, first_row)),
     )
+
+
+def first_row_of(tensor: StoredTensor) -> int:
+    """Return the first row of a cut, 0 for a whole tensor; see `cut_tensor`."""
+    first = dict(tensor.options).get(_FIRST_ROW, 0)
+    assert isinstance(first, int)
+    return first
 
 
 def scale_cut(tensor: StoredTensor, header: TensorHeader, block: tuple[int, int]) -> PartCut | None:

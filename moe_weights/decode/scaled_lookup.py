@@ -1,7 +1,7 @@
-"""Codes that fill whole bytes, scaled by blocks: value = table[code] * scale (+ bias), in one pass.
+"""Codes that fill whole bytes, scaled by blocks: value = table[code] * scale, in one pass.
 
-A table has a row for each byte and a column for each code in it, so that FP8, FP4 and packed
-integers are done alike. Every product and sum is rounded to float32 once, as NumPy would.
+A table has a row for each byte and a column for each code in it, so that FP8, FP4 and NF4 are done
+alike. Every product is rounded to float32 once, as NumPy would.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_NO_BIASES = np.empty((0, 0, 0), dtype=np.float32)
+from moe_weights.decode.block_scale import on_grid
 
 
 def scale_codes(
@@ -19,7 +19,6 @@ def scale_codes(
     table: NDArray[np.float32],
     scales: NDArray[np.float32],
     block: tuple[int, int],
-    biases: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return the values of scaled codes.
 
@@ -30,7 +29,6 @@ def scale_codes(
             numbers; a single one counts for all.
         block: (rows, cols) that share a scale; blocks at ragged edges are cut. k divides the
             columns unless one block has them all.
-        biases: Added to the product; as many as scales.
 
     Returns:
         (..., R, bytes * k) contiguous.
@@ -50,45 +48,8 @@ def scale_codes(
     scale(
         np.ascontiguousarray(codes).reshape(n_entries, rows, n_bytes),
         np.ascontiguousarray(table).reshape(-1),
-        _on_grid(scales, grid),
-        _NO_BIASES if biases is None else _on_grid(biases, grid),
+        on_grid(scales, grid),
         (side[0], side[1] // per_byte),
         values.reshape(-1),
     )
     return values
-
-
-def scale_centred_codes(
-    codes: NDArray[np.uint8],
-    zeros: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    group_of_column: NDArray[np.int64],
-) -> NDArray[np.float32]:
-    """Return (code - zero point) * scale.
-
-    Args:
-        codes: (R, C).
-        zeros: (R, groups) zero points.
-        scales: (R, groups).
-        group_of_column: (C,) group of each column; the caller has checked that it exists.
-
-    Returns:
-        (R, C) contiguous.
-    """
-    from moe_weights.decode.lookup_kernels import scale_groups  # see `scale_codes`
-
-    values = np.empty(codes.shape, dtype=np.float32)
-    scale_groups(
-        np.ascontiguousarray(codes),
-        np.ascontiguousarray(zeros),
-        np.ascontiguousarray(scales),
-        np.ascontiguousarray(group_of_column, dtype=np.int64),
-        values,
-    )
-    return values
-
-
-def _on_grid(numbers: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
-    if numbers.size == 1:
-        return np.full(grid, numbers.reshape(-1)[0], dtype=np.float32)
-    return np.ascontiguousarray(numbers, dtype=np.float32).reshape(grid)

@@ -6,24 +6,48 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.findings import Finding, FindingKind, name_some
 
 _COPY_FOLDERS = frozenset({"original", "consolidated"})
 
 
+# What is left is no smaller part of a copy than 2-bit codes are of 16-bit weights.
+_LEAST_PART = 8
+
+
 def set_copies_apart(
     headers: Sequence[TensorHeader],
-) -> tuple[list[TensorHeader], tuple[TensorHeader, ...]]:
+) -> tuple[Sequence[TensorHeader], tuple[TensorHeader, ...]]:
     """Separate tensors of `original/` and `consolidated*` files from the main shards.
 
     Returns:
-        The tensors that count and those of copies, both in scan order; when all files look like
-        copies they are the model itself.
+        The tensors that count and those of copies, both in scan order. Where the other files are
+        none or too few to hold the same weights, the files called like copies are the model itself.
     """
     is_copy = {file: _looks_like_copy(file) for file in {header.file for header in headers}}
-    if all(is_copy.values()):
-        return list(headers), ()
+    if not any(is_copy.values()):
+        return headers, ()
     kept = [header for header in headers if not is_copy[header.file]]
-    return kept, tuple(header for header in headers if is_copy[header.file])
+    copies = tuple(header for header in headers if is_copy[header.file])
+    if _nbytes(kept) * _LEAST_PART < _nbytes(copies):
+        return headers, ()
+    return kept, copies
+
+
+def copies_finding(copies: Sequence[TensorHeader]) -> Finding:
+    """Return the warning about files that were set apart; there is at least one."""
+    files = sorted({header.file for header in copies})
+    return Finding(
+        kind=FindingKind.SCAN,
+        message=f"[scan] second copy of the model, not measured: {name_some(files, 'file')}",
+        file=files[0],
+        count=len(files),
+        hint="to measure it instead, point model_path at a folder with these files alone",
+    )
+
+
+def _nbytes(headers: Sequence[TensorHeader]) -> int:
+    return sum(header.nbytes for header in headers)
 
 
 def _looks_like_copy(file: str) -> bool:

@@ -104,17 +104,23 @@ class _Found:
 
     Attributes:
         n_matrices: Their number.
+        n_claims: The same, without copies of a stored tensor.
         ids: Their experts.
         ids_of: Their experts by (rows, cols).
     """
 
     n_matrices: int
+    n_claims: int
     ids: set[int]
     ids_of: dict[tuple[int, int], set[int]]
 
     def __init__(self, matrices: Sequence[PlannedMatrix]) -> None:
         self.n_matrices = len(matrices)
         self.ids = {matrix.expert_id for matrix in matrices}
+        self.n_claims = len(self.ids)
+        if self.n_matrices > len(self.ids):
+            claims = {(matrix.expert_id, matrix.derived_tensor) for matrix in matrices}
+            self.n_claims = len(claims)
         # Most often all experts share one view.
         views = {id(matrix.view): matrix.view for matrix in matrices}
         shapes = {(view.rows, view.cols) for view in views.values()}
@@ -125,6 +131,19 @@ class _Found:
         for matrix in matrices:
             shape = (matrix.view.rows, matrix.view.cols)
             self.ids_of.setdefault(shape, set()).add(matrix.expert_id)
+
+
+class _Declared:
+    """What config.json says of a stack, ready for a question per layer and projection.
+
+    Attributes:
+        stack: The declaration.
+        layers: Layers with routed experts; None when config.json does not say.
+    """
+
+    def __init__(self, stack: ExpectedStack) -> None:
+        self.stack = stack
+        self.layers = None if stack.moe_layers is None else frozenset(stack.moe_layers)
 
 
 def cover(
@@ -153,8 +172,9 @@ def cover(
     places = {(stack, layer) for stack, layer, _proj in set(found) | refused}
     expectation = expect_as_stored(expectation, places)
     keys = set(found) | set(_expected_keys(expectation, found, projections))
+    declared = {stack.stack: _Declared(stack) for stack in expectation.stacks}
     entries = tuple(
-        _entry(key, found.get(key), refused, expectation)
+        _entry(key, found.get(key), declared.get(key[0]), refused)
         for key in sorted(keys, key=lambda key: (key[0], key[1], _rank(key[2]), key[2]))
     )
     lost = any(item.fate in {Fate.REFUSED, Fate.UNMATCHED} for item in kept)
@@ -204,22 +224,17 @@ def _expected_keys(
 
 
 def _entry(
-    key: _Key,
-    found: _Found | None,
-    refused: set[_Key],
-    expectation: ModelExpectation,
+    key: _Key, found: _Found | None, declared: _Declared | None, refused: set[_Key]
 ) -> CoverageEntry:
     stack, layer, proj = key
-    declared = expectation.of(stack)
     shapes = list(found.ids_of) if found else []
-    n_found = len(found.ids) if found else 0
-    expected_shapes = _expected_shapes(declared, proj)
+    expected_shapes = _expected_shapes(declared.stack, proj) if declared else []
     return CoverageEntry(
         stack=stack,
         layer=layer,
         proj=proj,
-        expected_experts=declared.n_experts_in(layer) if declared else None,
-        found_experts=n_found,
+        expected_experts=declared.stack.n_experts_in(layer) if declared else None,
+        found_experts=len(found.ids) if found else 0,
         expected_shape=expected_shapes[0] if len(expected_shapes) == 1 else None,
         found_shape=shapes[0] if len(shapes) == 1 else None,
         status=_status(key, found, declared, refused),
@@ -227,27 +242,25 @@ def _entry(
 
 
 def _status(
-    key: _Key,
-    found: _Found | None,
-    declared: ExpectedStack | None,
-    refused: set[_Key],
+    key: _Key, found: _Found | None, declared: _Declared | None, refused: set[_Key]
 ) -> CoverageStatus:
     stack, layer, proj = key
-    ids = found.ids if found else set()
-    n_expected = declared.n_experts_in(layer) if declared else None
-    if declared is None:
-        return CoverageStatus.UNKNOWN
-    if declared.moe_layers is not None and layer not in declared.moe_layers:
+    if declared is not None and declared.layers is not None and layer not in declared.layers:
         return CoverageStatus.NOT_EXPECTED
-    if n_expected is None:
-        return CoverageStatus.UNKNOWN
-    expected_ids = set(range(n_expected))
-    if not expected_ids <= ids:
+    n_expected = declared.stack.n_experts_in(layer) if declared else None
+    ids = found.ids if found else set()
+    if declared is None or n_expected is None:
+        is_repeated = found is not None and found.n_claims > len(ids)
+        # Of unknown layers and experts several have the same key.
+        is_known = layer >= 0 and -1 not in ids
+        return CoverageStatus.EXTRA if is_repeated and is_known else CoverageStatus.UNKNOWN
+    n_among_expected = sum(0 <= expert < n_expected for expert in ids)
+    if n_among_expected < n_expected:
         hidden = {(stack, layer, proj), (stack, layer, "")}
         return CoverageStatus.REFUSED if hidden & refused else CoverageStatus.MISSING
-    if ids != expected_ids or (found and found.n_matrices > len(ids)):
+    if found and found.n_matrices > n_among_expected:
         return CoverageStatus.EXTRA
-    if found and declared.expert_widths and not _has_shapes(found, declared, proj):
+    if found and declared.stack.expert_widths and not _has_shapes(found, declared.stack, proj):
         return CoverageStatus.WRONG_SHAPE
     return CoverageStatus.COMPLETE
 
@@ -262,9 +275,7 @@ def _has_shapes(found: _Found, declared: ExpectedStack, proj: str) -> bool:
     return True
 
 
-def _expected_shapes(declared: ExpectedStack | None, proj: str) -> list[tuple[int, int]]:
-    if declared is None:
-        return []
+def _expected_shapes(declared: ExpectedStack, proj: str) -> list[tuple[int, int]]:
     return _shapes(declared.hidden_size, declared.expert_widths, proj)
 
 

@@ -18,6 +18,7 @@ from moe_weights.config.schema import AnalysisConfig
 from moe_weights.decode.stored_tensor import EncodingRefusal, Resolution, StoredTensor
 from moe_weights.errors import PackedSplitError
 from moe_weights.extract.account import Account, Fate
+from moe_weights.extract.copies import copies_finding
 from moe_weights.extract.coverage import Coverage, cover
 from moe_weights.extract.plan_findings import PlanFindings
 from moe_weights.extract.planned_tensor import PlannedTensor, UnmatchedTensor
@@ -187,7 +188,7 @@ def plan_extraction(
     return ExtractionPlan(
         units=ordered,
         unmatched=tuple(unmatched),
-        findings=findings.collect(),
+        findings=(*([copies_finding(copies)] if copies else ()), *findings.collect()),
         unresolved_projections=tuple(unresolved),
         rule_extracted=tuple(taken["rule"]),
         preset_extracted=tuple(taken["preset"]),

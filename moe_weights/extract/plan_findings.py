@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+from moe_weights.checkpoint.name_ids import without_ids
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.extract.outcome import Refused, UnmatchedReason
 from moe_weights.extract.planned_tensor import PlannedTensor
 from moe_weights.findings import Finding, FindingKind, name_some
 
 _LISTED_ONE_BY_ONE = 20
+_SHAPE_OR_NUMBER = re.compile(r"\[[^\]]*\]|[0-9]+")
 
 
 class PlanFindings:
@@ -15,8 +19,8 @@ class PlanFindings:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._texts: list[Finding] = []
-        self._refusals: dict[Refused, list[TensorHeader]] = {}
+        self._problems: dict[str, list[tuple[str, TensorHeader]]] = {}
+        self._refusals: dict[tuple[str, str, str], tuple[Refused, list[TensorHeader]]] = {}
         self._unknown_ids: list[TensorHeader] = []
         self._by_convention: list[TensorHeader] = []
         self._other_shape: list[TensorHeader] = []
@@ -25,12 +29,13 @@ class PlanFindings:
 
     def add(self, header: TensorHeader, decided: PlannedTensor) -> None:
         """Take note of one tensor's decision."""
-        self._texts.extend(
-            Finding(kind=FindingKind.EXTRACT, message=text, file=header.file, tensor=header.name)
-            for text in decided.problems
-        )
-        if decided.refusal is not None:
-            self._refusals.setdefault(decided.refusal, []).append(header)
+        for text in decided.problems:
+            self._problems.setdefault(_without_numbers(text), []).append((text, header))
+        refused = decided.refusal
+        if refused is not None:
+            # Some causes name the tensor and what belongs to it.
+            kind = str(refused.reason), refused.hint, without_ids(refused.cause)
+            self._refusals.setdefault(kind, (refused, []))[1].append(header)
         if decided.expert_id_unknown:
             self._unknown_ids.append(header)
         if decided.layout_evidence == "convention" and header.ndim > 2:
@@ -46,11 +51,11 @@ class PlanFindings:
 
     def collect(self) -> tuple[Finding, ...]:
         """Return the findings, in a fixed order."""
-        findings = list(self._texts)
+        findings = self._problem_findings()
         findings.extend(self._unknown_id_findings())
         findings.extend(
             _grouped(_refusal_text(refused), headers, refused.hint, _refusal_kind(refused))
-            for refused, headers in self._refusals.items()
+            for refused, headers in self._refusals.values()
         )
         if self._by_convention:
             findings.append(
@@ -87,6 +92,21 @@ class PlanFindings:
         )
         return tuple(findings)
 
+    def _problem_findings(self) -> list[Finding]:
+        findings: list[Finding] = []
+        for problems in self._problems.values():
+            findings += [
+                Finding(
+                    kind=FindingKind.EXTRACT, message=text, file=header.file, tensor=header.name
+                )
+                for text, header in problems[:_LISTED_ONE_BY_ONE]
+            ]
+            rest = [header for _text, header in problems[_LISTED_ONE_BY_ONE:]]
+            if rest:
+                what = problems[0][0].removeprefix("[extract] ").partition(" for ")[0]
+                findings.append(_grouped(f"{what} for further tensors", rest, ""))
+        return findings
+
     def _unknown_id_findings(self) -> list[Finding]:
         shown = self._unknown_ids[:_LISTED_ONE_BY_ONE]
         hint = "mend parsing.expert_regex or give the rule an expert_group"
@@ -111,6 +131,11 @@ def is_noteworthy(header: TensorHeader, decided: PlannedTensor) -> bool:
     findings = PlanFindings()
     findings.add(header, decided)
     return bool(findings.collect())
+
+
+def _without_numbers(text: str) -> str:
+    """Return what texts about tensors of one shape have in common, whatever their ids."""
+    return _SHAPE_OR_NUMBER.sub(lambda found: found[0] if found[0][0] == "[" else "0", text)
 
 
 def _refusal_kind(refused: Refused) -> FindingKind:

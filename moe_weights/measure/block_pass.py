@@ -12,7 +12,13 @@ from moe_weights.measure.double_double import add_to
 from moe_weights.measure.element_access import tally
 from moe_weights.measure.fingerprint import fingerprint_row
 from moe_weights.measure.float_format import FORMATS
-from moe_weights.measure.group_ratios import RatioStore, count_row, rate_row, search_row
+from moe_weights.measure.group_ratios import (
+    RatioStore,
+    count_row,
+    rate_row,
+    refuse_lowered,
+    search_row,
+)
 from moe_weights.measure.pattern_counts import (
     FULL_NARROW,
     FULL_SINGLE,
@@ -126,6 +132,7 @@ def order_rows(
     for r in range(block.shape[0]):
         order_row(block[r], number + r, order, _NOT_COUNTED)
         rate_row(number + r, order, store)
+        refuse_lowered(number + r, order, store)
         count_row(number + r, store)
 
 
@@ -182,4 +189,5 @@ def search_ratio_rows(
     for r in range(block.shape[0]):
         order_row(block[r], 0, order, _NOT_COUNTED)
         rate_row(0, order, store)
+        refuse_lowered(0, order, store)
         search_row(j, store, first_digits, prefixes, shifts, counts, places, kept)

@@ -25,6 +25,9 @@ _MOST_SORTED = 2**20
 
 _SIZE, _CHUNKS, _START, _STRIDE, _GROUPS = range(5)
 _INF_BITS = 0x7FF0000000000000
+# Means of float64 whose sums were lowered by 2**64 may be off by 2**-1010: less than half a bit of
+# what is not below this.
+_LEAST_DENOMINATOR = 2.0**-950
 
 
 class RatioStore(NamedTuple):
@@ -83,6 +86,23 @@ def rate_row(number: int, order: RowOrder, store: RatioStore) -> None:  # pragma
                 # Rounding may lift the mean of equal numbers above them, at the end of the range.
                 mean = min(totals[group] / size * unscale, peaks[group])
                 ratios[group] = peaks[group] / (mean + eps)
+
+
+@kernel
+def refuse_lowered(number: int, order: RowOrder, store: RatioStore) -> None:  # pragma: no cover
+    """Make those ratios of row `number` NaN whose denominators have lost bits; float64 alone."""
+    if order.sum_scale >= 1.0:
+        return
+    maxima = order.chunks[1]
+    for j in range(len(store.geometry)):
+        n_groups, n_chunks = store.geometry[j, _GROUPS], store.geometry[j, _CHUNKS]
+        start = store.geometry[j, _START] + number * store.geometry[j, _STRIDE]
+        for group in range(n_groups):
+            peak = 0.0
+            for k in range(group * n_chunks, (group + 1) * n_chunks):
+                peak = max(peak, maxima[k])
+            if peak and peak < store.ratios[start + group] * _LEAST_DENOMINATOR:
+                store.ratios[start + group] = np.nan
 
 
 @kernel
@@ -162,7 +182,8 @@ class GroupRatios:
     def end_first_pass(self) -> None:
         """Take note that all rows were counted."""
         for j, count in enumerate(self._n_groups):
-            if self.store.largest[j] >= _INF_BITS:  # a zero group without eps: undefined
+            # A zero group without eps, or one too far below the others: undefined.
+            if self.store.largest[j] >= _INF_BITS:
                 continue
             limit = count if self._is_kept else _MOST_SORTED
             ranks = needed_ranks(count, [self._percentile])

@@ -3,7 +3,7 @@
 1. `add` every row. 16-bit types need no more, unless there are too many groups to keep their
    ratios; a block is looked at once, in one kernel call.
 2. While `needs_another_pass`: `add_again` every row. float32 needs one further pass, float64 one
-   to three.
+   to three, and more where `percentiles_abs` lists many.
 3. `finish`.
 
 Results do not depend on how rows are cut into blocks, on the machine, or on its vector width.
@@ -142,8 +142,9 @@ class MatrixMeter:
             block: (r, C), as for `add`, cut in any way.
 
         Raises:
-            ValueError: no pass is needed, or the block does not fit the matrix or shows other
-                elements than the first pass did.
+            ValueError: no pass is needed, the block does not fit the matrix, or the elements that
+                ranks are sought among are not as many as in the first pass. Other changes go
+                unseen: who reads a file must see to it that it stays the same.
         """
         if not self.needs_another_pass:
             raise ValueError("the matrix needs no further pass")
@@ -187,7 +188,8 @@ class MatrixMeter:
         if self.needs_another_pass:
             raise ValueError("the matrix needs another pass")
         counts = self._counts
-        finish_fingerprint(self._fingerprint, self._rows, self._cols)
+        fingerprint = self._fingerprint.copy()
+        finish_fingerprint(fingerprint, self._rows, self._cols)
         columns = metric_columns(self._settings)
         known: dict[str, Cell] = {
             "n_zero": counts.n_zero,
@@ -200,7 +202,7 @@ class MatrixMeter:
             known |= self._finite_values()
         return MatrixMeasurement(
             values={column.name: known.get(column.name) for column in columns},
-            fingerprint="".join(f"{word:016x}" for word in self._fingerprint.tolist()),
+            fingerprint="".join(f"{word:016x}" for word in fingerprint.tolist()),
             is_constant=counts.is_constant,
             n_zero=counts.n_zero,
             n_nan=counts.n_nan,

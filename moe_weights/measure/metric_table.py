@@ -51,12 +51,15 @@ def group_outlier_columns(settings: MeasureSettings) -> tuple[Column, ...]:
     for size in settings.group_sizes:
         percentile_name, max_name = group_outlier_names(size, settings)
         ratio_text = f"max|w| / (mean|w| + eps) over groups of {size} consecutive columns"
+        null_text = (
+            f"null when C is not divisible by {size} or a denominator is 0; also when one is below "
+            "1e-286 in float64 weights that reach 1e240"
+        )
         columns.append(
             Column(
                 percentile_name,
                 "float64",
-                f"{settings.group_outlier_percentile}th percentile of {ratio_text}; "
-                f"null when C is not divisible by {size}",
+                f"{settings.group_outlier_percentile}th percentile of {ratio_text}; {null_text}",
                 "relative",
             )
         )
@@ -64,7 +67,7 @@ def group_outlier_columns(settings: MeasureSettings) -> tuple[Column, ...]:
             Column(
                 max_name,
                 "float64",
-                f"largest {ratio_text}; null when C is not divisible by {size}",
+                f"largest {ratio_text}; {null_text}",
                 "relative",
             )
         )
@@ -102,11 +105,23 @@ def additive_columns() -> dict[str, Column]:
         Column(
             "kurtosis",
             "float64",
-            "excess kurtosis, n sum((w - mean)^4) / sum((w - mean)^2)^2 - 3; null when std is 0",
+            "excess kurtosis, n sum((w - mean)^4) / sum((w - mean)^2)^2 - 3; null when std is 0. "
+            "Source: KurtBoost, arXiv 2503.06518",
             "relative",
         ),
-        Column("crest", "float64", "max_abs / rms; null when rms is 0", "relative"),
-        Column("aimer", "float64", "mean_abs / rms; null when rms is 0", "relative"),
+        Column(
+            "crest",
+            "float64",
+            "max_abs / rms; null when rms is 0. Source: crest factor of signal processing",
+            "relative",
+        ),
+        Column(
+            "aimer",
+            "float64",
+            "mean_abs / rms; null when rms is 0; 0.798 for normal weights. Source: AIMER, arXiv "
+            "2603.18492, which pools gate, up and down",
+            "relative",
+        ),
         Column("n_zero", "int64", "elements equal to 0 (either sign)", "elements"),
         Column(
             "n_denormal", "int64", "elements that are denormal in the type measured", "elements"

@@ -41,7 +41,9 @@ def check_matrices(scheme: SchemeSpec, dtype: np.dtype[Any]) -> Iterator[tuple[s
     powers = np.linspace(np.log2(smallest), np.log2(largest), 64)[:, None]
     sizes = np.exp2(np.repeat(powers, COLS, axis=1) - draw.exponential(1.5, (64, COLS)))
     yield "all magnitudes", _as(np.clip(sizes * _signs(64), -largest, largest), dtype)
-    yield "denormals", _as(draw.integers(-9, 10, (4, COLS)) * smallest, dtype)
+    # Every power of two over which the scale codes of the mx modes fall below zero.
+    lowest = smallest * np.exp2(np.arange(24.0))[:, None]
+    yield "denormals", _as(draw.integers(-9, 10, (24, COLS)) * lowest, dtype)
     yield (
         "small scales",
         _as(normal * np.float64(2.0) ** -np.array([[7, 9, 11, 20, 23, 26]]).T, dtype),

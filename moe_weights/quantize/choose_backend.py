@@ -33,6 +33,11 @@ class BackendChoice:
     check: SelfCheck | None = None
     findings: tuple[Finding, ...] = ()
 
+    @property
+    def uses_mlx(self) -> bool:
+        """MLX itself quantises something."""
+        return any(name == "mlx" for _scheme, _dtype, name in self.names)
+
     def name_of(self, scheme: str, dtype: str) -> BackendName:
         """Return what rows say in the column `backend`.
 

@@ -67,7 +67,8 @@ EXTRA_COLUMNS = (
         "n_zero_scale",
         "int64",
         "groups whose real scale is 0: zeros or underflow in nvfp4, whose weights all come back "
-        "as 0; never in the mx modes, which give such groups the scale 1",
+        "as 0; in affine, equal weights beyond 3.4e31, which come back exactly; never in the "
+        "mx modes, which give groups of zeros the scale 1",
         "groups",
     ),
     Column(
@@ -141,13 +142,14 @@ class ErrorSums:
             eps: Added to the denominators of the relative errors; unit: that of the weights.
 
         Returns:
-            Scales and biases that are not finite are None. A zero matrix that comes back as zeros
-            has error 0.
+            Finite numbers; None where one is undefined. A zero matrix that comes back as zeros has
+            error 0.
 
         Raises:
             ValueError: no weights were added.
             NonFiniteWeights: a stored weight is NaN or infinite.
-            OverflowError: a reconstructed weight is not finite (the backend's own overflow).
+            OverflowError: a reconstructed weight is not finite (the backend's own overflow); so it
+                is wherever a scale or a bias is not.
         """
         if not self.n_weights:
             raise ValueError("the matrix is empty")
@@ -158,7 +160,8 @@ class ErrorSums:
         error_square = places[ERROR_SQUARE] + places[ERROR_SQUARE + 1]
         if not math.isfinite(error_square):
             raise OverflowError(
-                "a reconstructed weight is not finite; the weights are near the limit"
+                "a reconstructed weight is not finite: this scheme has no scale for weights near "
+                "the largest number of their type, or for a group of denormals"
             )
         norm_error, norm_weight = math.sqrt(error_square), math.sqrt(weight_square)
         product = places[PRODUCT] + places[PRODUCT + 1]

@@ -11,21 +11,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_weights.decode.scale_codes import decode_e4m3, decode_e8m0
 from moe_weights.errors import BackendUnavailableError
 from moe_weights.quantize.error import ErrorSums
 from moe_weights.quantize.round_trip import RoundTrip, SchemeSpec
-from moe_weights.quantize.stored_weights import refuse_width
+from moe_weights.quantize.stored_weights import real_scales, refuse_width
 
 DeviceName: TypeAlias = Literal["cpu", "gpu"]
 
-# How each mode stores its scales: MLX documents e8m0 for the mx modes and e4m3 for nvfp4, all as
-# uint8; affine scales are plain floats.
-_SCALE_DECODERS = {"mxfp4": decode_e8m0, "mxfp8": decode_e8m0, "nvfp4": decode_e4m3}
-
-
 # The graphs of the floating-point modes hold sixteen numbers for each weight, several times over.
-_PIECE_WEIGHTS = 2**19
+PIECE_WEIGHTS = 2**19
 
 
 class MlxBackend:
@@ -55,6 +49,9 @@ class MlxBackend:
             raise BackendUnavailableError(
                 f'mlx has no {device} device on this machine; set $.mlx.device to "cpu"'
             )
+        if device == "cpu":
+            # What is kept for later graphs has no bound; made anew, they are as fast.
+            mx.set_cache_limit(0)
 
     def round_trip(self, matrix: NDArray[Any], scheme: SchemeSpec) -> RoundTrip:
         """Quantise and dequantise one matrix.
@@ -89,8 +86,8 @@ class MlxBackend:
         n_rows, n_cols = block.shape
         refuse_width(scheme, n_rows, n_cols)
         # Groups stand alone, so a long row may be cut; always at the same columns.
-        per_piece = _PIECE_WEIGHTS // scheme.group_size * scheme.group_size
-        for row in range(0, n_rows, step := max(1, _PIECE_WEIGHTS // max(1, n_cols))):
+        per_piece = PIECE_WEIGHTS // scheme.group_size * scheme.group_size
+        for row in range(0, n_rows, step := max(1, PIECE_WEIGHTS // max(1, n_cols))):
             for col in range(0, n_cols, max(per_piece, 1)):
                 piece = block[row : row + step, col : col + max(per_piece, 1)]
                 piece = np.ascontiguousarray(piece)
@@ -118,11 +115,11 @@ class MlxBackend:
         packed, scales, *biases = mx.quantize(weights, **options)
         restored = mx.dequantize(packed, scales, *biases, **options)
         values = np.array(restored.astype(mx.float32, stream=device))
-        decode = _SCALE_DECODERS.get(scheme.mode)
-        if decode is None:
+        if scheme.mode == "affine":
             return packed, RoundTrip(values, self._as_float64(scales), self._as_float64(biases[0]))
         scale_codes = np.array(scales)
-        return packed, RoundTrip(values, decode(scale_codes), None, None, scale_codes)
+        real = real_scales(scheme.mode, scale_codes)
+        return packed, RoundTrip(values, real, None, None, scale_codes)
 
     def _as_float64(self, array: Any) -> NDArray[np.float64]:
         widened = np.array(array.astype(self._mx.float32, stream=self._device))

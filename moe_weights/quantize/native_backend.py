@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_weights.decode.scale_codes import decode_e4m3, decode_e8m0
 from moe_weights.quantize.error import ErrorSums, NonFiniteWeights
 from moe_weights.quantize.native_kernel import simulate_rows
 from moe_weights.quantize.round_trip import RoundTrip, SchemeSpec
 from moe_weights.quantize.stored_weights import (
     KINDS,
     MODES,
+    real_scales,
     refuse_scheme,
     refuse_shape,
     refuse_width,
@@ -75,8 +75,8 @@ class NativeBackend:
                 codes,
             )
         scale_codes = scale_codes.reshape(shape)
-        decode = decode_e4m3 if scheme.mode == "nvfp4" else decode_e8m0
-        return RoundTrip(values, decode(scale_codes), None, codes, scale_codes)
+        real = real_scales(scheme.mode, scale_codes)
+        return RoundTrip(values, real, None, codes, scale_codes)
 
     def add_errors(self, block: NDArray[Any], scheme: SchemeSpec, sums: ErrorSums) -> None:
         """Quantise some rows and add their errors; no reconstructed matrix is made.

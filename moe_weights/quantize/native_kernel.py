@@ -44,28 +44,16 @@ from moe_weights.quantize.native_scales import (
     find_extremes,
     find_power_scales,
 )
-from moe_weights.quantize.native_sums import add_to, note_groups
+from moe_weights.quantize.native_sums import add_row, compare, note_groups
 from moe_weights.quantize.native_vectors import (
-    add_product,
     doubles,
     floats,
     larger,
-    largest_double,
-    magnitude,
     nearest,
     smaller,
     store_bytes,
     store_floats,
     to_integers,
-    total,
-    widen,
-)
-from moe_weights.quantize.sum_places import (
-    ABS_ERROR,
-    ERROR_SQUARE,
-    PRODUCT,
-    RESTORED_SQUARE,
-    WEIGHT_SQUARE,
 )
 
 _F = np.float32
@@ -134,20 +122,11 @@ def _simulate_row(
                     store_bytes(codes, index, code_of_e2m1(grid))
             if keeps:
                 store_floats(values, index, restored)
-            stored = widen(weights)
-            back = widen(restored)
-            error = back - stored
-            error_square = add_product(error, error, error_square)
-            weight_square = add_product(stored, stored, weight_square)
-            if mode != MODE_AFFINE:  # see ErrorSums
-                restored_square = add_product(back, back, restored_square)
-            product = add_product(back, stored, product)
-            abs_error = larger(magnitude(error), abs_error)
-    add_to(sums, ERROR_SQUARE, total(error_square))
-    add_to(sums, WEIGHT_SQUARE, total(weight_square))
-    add_to(sums, RESTORED_SQUARE, total(restored_square))
-    add_to(sums, PRODUCT, total(product))
-    sums[ABS_ERROR] = max(sums[ABS_ERROR], largest_double(abs_error))
+            error_square, weight_square, restored_square, product, abs_error = compare(
+                weights, restored, mode,
+                error_square, weight_square, restored_square, product, abs_error,
+            )  # fmt: skip
+    add_row(sums, error_square, weight_square, restored_square, product, abs_error)
 
 
 @kernel

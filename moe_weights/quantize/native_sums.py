@@ -237,6 +237,47 @@ def note_groups(
     sums[ABS_WEIGHT] = max(sums[ABS_WEIGHT], float(largest(abs_weight)))
 
 
+@inlined
+def compare(
+    weights: Any,
+    restored: Any,
+    mode: int,
+    error_square: Any,
+    weight_square: Any,
+    restored_square: Any,
+    product: Any,
+    abs_error: Any,
+) -> Any:  # pragma: no cover
+    """Add sixteen weights, and what has come back of them, to the sums of their row."""
+    stored = widen(weights)
+    back = widen(restored)
+    error = back - stored
+    error_square = add_product(error, error, error_square)
+    weight_square = add_product(stored, stored, weight_square)
+    if mode != MODE_AFFINE:  # see ErrorSums
+        restored_square = add_product(back, back, restored_square)
+    product = add_product(back, stored, product)
+    abs_error = larger(magnitude(error), abs_error)
+    return error_square, weight_square, restored_square, product, abs_error
+
+
+@inlined
+def add_row(
+    sums: Any,
+    error_square: Any,
+    weight_square: Any,
+    restored_square: Any,
+    product: Any,
+    abs_error: Any,
+) -> None:  # pragma: no cover
+    """Add the sums of a row to those of the matrix."""
+    add_to(sums, ERROR_SQUARE, total(error_square))
+    add_to(sums, WEIGHT_SQUARE, total(weight_square))
+    add_to(sums, RESTORED_SQUARE, total(restored_square))
+    add_to(sums, PRODUCT, total(product))
+    sums[ABS_ERROR] = max(sums[ABS_ERROR], largest_double(abs_error))
+
+
 @kernel
 def add_errors(
     data: Any,
@@ -282,17 +323,9 @@ def add_errors(
         product = doubles(0.0)
         abs_error = doubles(0.0)
         for index in range(start, start + n_cols, LANES):
-            stored = widen(load_weights(data, index, kind))
-            back = widen(load_floats(values, index))
-            error = back - stored
-            error_square = add_product(error, error, error_square)
-            weight_square = add_product(stored, stored, weight_square)
-            if mode != MODE_AFFINE:  # see ErrorSums
-                restored_square = add_product(back, back, restored_square)
-            product = add_product(back, stored, product)
-            abs_error = larger(magnitude(error), abs_error)
-        add_to(sums, ERROR_SQUARE, total(error_square))
-        add_to(sums, WEIGHT_SQUARE, total(weight_square))
-        add_to(sums, RESTORED_SQUARE, total(restored_square))
-        add_to(sums, PRODUCT, total(product))
-        sums[ABS_ERROR] = max(sums[ABS_ERROR], largest_double(abs_error))
+            weights, restored = load_weights(data, index, kind), load_floats(values, index)
+            error_square, weight_square, restored_square, product, abs_error = compare(
+                weights, restored, mode,
+                error_square, weight_square, restored_square, product, abs_error,
+            )  # fmt: skip
+        add_row(sums, error_square, weight_square, restored_square, product, abs_error)

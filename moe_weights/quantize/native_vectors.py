@@ -127,12 +127,6 @@ def to_integers(builder: Any, lanes: Any) -> Any:
     return builder.fptosi(lanes, BITS.in_llvm)
 
 
-@lane_operation(FLOATS, BITS)
-def from_integers(builder: Any, lanes: Any) -> Any:
-    """Return signed 32-bit integers as floats."""
-    return builder.sitofp(lanes, FLOATS.in_llvm)
-
-
 @lane_operation(DOUBLES, FLOATS)
 def widen(builder: Any, lanes: Any) -> Any:
     """Return floats as doubles."""

@@ -34,8 +34,9 @@ class RoundTrip:
     """A matrix after quantisation.
 
     Attributes:
-        values: (R, C) reconstructed weights; the float dtype that the backend reconstructs in.
+        values: (R, C) float32, exactly the reconstructed weights in whatever dtype they came back.
         scales: Real scales, decoded from codes where stored as codes; (R, C / group_size), float64.
+            As they are multiplied with: an overflow is infinite here too.
         biases: Real biases, (R, C / group_size), float64; None for modes without biases.
         codes: (R, C) uint8, one code per weight; None where nobody asked.
         scale_codes: (R, C / group_size) uint8, the scales as stored; None for affine.

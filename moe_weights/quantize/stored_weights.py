@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_weights.decode.scale_codes import decode_e4m3, decode_e8m0
 from moe_weights.quantize.native_rounding import KIND_BFLOAT16, KIND_FLOAT16, KIND_FLOAT32
 from moe_weights.quantize.native_scales import MODE_AFFINE, MODE_MXFP4, MODE_MXFP8, MODE_NVFP4
 from moe_weights.quantize.round_trip import SchemeSpec
@@ -41,6 +42,18 @@ def stored_bytes(block: NDArray[Any]) -> NDArray[np.uint8]:
     data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
     data.flags.writeable = False
     return data
+
+
+def real_scales(mode: str, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the scales that MLX multiplies with, float64, from the codes that it stores.
+
+    Args:
+        mode: "mxfp4", "mxfp8" or "nvfp4".
+        codes: E4M3 for nvfp4, else E8M0. Code 255, NaN by the standard, is infinite in MLX.
+    """
+    if mode == "nvfp4":
+        return decode_e4m3(codes)
+    return np.where(codes == 255, np.inf, decode_e8m0(codes))
 
 
 def refuse_width(scheme: SchemeSpec, rows: int, cols: int) -> None:

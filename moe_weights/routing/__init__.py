@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         create_working_bundle,
         resume_working_bundle,
     )
+    from moe_weights.routing.working_folder import discard_working_bundle
 
 _HOMES = {
     "builders": ("build_layer_grid_layout", "build_manifest", "build_token_complete_event"),
@@ -107,6 +108,7 @@ _HOMES = {
     "schema_check": ("load_schema", "validate_artifact_schema", "validate_run_bundle_schema"),
     "sidecar": ("write_selections_parquet",),
     "working_bundle": ("WorkingBundle", "create_working_bundle", "resume_working_bundle"),
+    "working_folder": ("discard_working_bundle",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -136,6 +138,7 @@ __all__ = [
     "count_events",
     "create_working_bundle",
     "derive_bundle_artifacts",
+    "discard_working_bundle",
     "load_run_bundle",
     "load_schema",
     "open_run_bundle",

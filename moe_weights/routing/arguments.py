@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 _MOST_LAYERS = 100_000  # a larger number is a slip, and its range would take all memory
+_LEAST_SEED = -(2**63)  # PyTorch's seeds have 64 bits
 
 
 def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,14 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="above 0 draws tokens; 0, the default, takes the most probable one",
     )
-    parser.add_argument("--seed", type=int, help="seed of the drawing, kept in the manifest")
+    parser.add_argument("--seed", type=_seed, help="seed of the drawing, kept in the manifest")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument(
+        "--unfinished",
+        choices=("salvage", "discard"),
+        help="when an earlier capture of this id was killed or failed: salvage makes a bundle of "
+        "its tokens and captures nothing; discard removes them and captures anew",
+    )
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +121,16 @@ def _temperature(text: str) -> float:
         value = -1.0
     if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
+    return value
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = _LEAST_SEED - 1
+    if not _LEAST_SEED <= value <= -_LEAST_SEED - 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 64 bits")
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.routing.artifacts import (
+    BUNDLE_VERSIONS,
     LAYOUT_VERSION,
     BundleVersion,
     JsonObject,
@@ -19,6 +20,7 @@ from moe_weights.routing.layer_trace import (
     PyTorchMoELayerCaptureInput,
     build_moe_layer_trace,
     check_integer,
+    check_number,
 )
 from moe_weights.routing.run_ids import check_run_id
 from moe_weights.routing.timestamps import is_rfc3339
@@ -54,8 +56,9 @@ def build_manifest(
         bundle_version: "v0.2.0" for a bundle of raw/v0.2.0 events.
 
     Raises:
-        UsageError: an empty id, a run id that is no plain path, or a `created_at` that is not
-            RFC 3339.
+        UsageError: an empty id, a run id that is no plain path, a `created_at` that is not
+            RFC 3339, text that is no Unicode, or an unknown version.
+        TypeError: a seed that is no integer.
     """
     identities = {
         "run_id": run_id,
@@ -67,14 +70,24 @@ def build_manifest(
     }
     for name, value in identities.items():
         check_text(value, name)
-    if not isinstance(prompt_text, str):
-        raise UsageError(f"prompt_text must be text, got {type(prompt_text).__name__}")
+    check_text(prompt_text, "prompt_text", may_be_empty=True)
     check_run_id(run_id)
+    if seed is not None:
+        check_integer(seed, "seed")
+    if bundle_version not in BUNDLE_VERSIONS:
+        raise UsageError(
+            f"bundle_version is {bundle_version!r}; known are {', '.join(BUNDLE_VERSIONS)}"
+        )
     if not is_rfc3339(created_at):
         raise UsageError(
             f"created_at {created_at!r} is not an RFC 3339 date-time with an offset; write it "
             "like 2026-03-21T12:00:00Z"
         )
+    for name, config in {
+        "generation_config": generation_config, "capture_config": capture_config,
+    }.items():  # fmt: skip
+        if config is not None and not isinstance(config, Mapping):
+            raise UsageError(f"{name} must be a mapping, got {type(config).__name__}")
     return {
         "schema_version": f"manifest/{bundle_version}",
         "run_id": run_id,
@@ -206,10 +219,7 @@ def build_timing(start_ms: float, end_ms: float) -> JsonObject:
         TypeError: a time is no number.
     """
     for name, value in {"decode_start_ms": start_ms, "decode_end_ms": end_ms}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not math.isfinite(value):
-            raise InvalidDataError(f"{name} is {value}; it must be finite")
+        check_number(value, name)
     if end_ms < start_ms:
         raise InvalidDataError(
             f"decode_end_ms is {end_ms}, before decode_start_ms, {start_ms}; give both in "
@@ -232,14 +242,22 @@ def sort_layers(layers: list[JsonObject]) -> list[JsonObject]:
     return sorted(layers, key=lambda layer: int(layer["layer_index"]))
 
 
-def check_text(value: object, name: str) -> None:
-    """Refuse what is not text of at least one character.
+def check_text(value: object, name: str, *, may_be_empty: bool = False) -> None:
+    """Refuse what is not text, or text that no file can hold.
 
     Raises:
-        UsageError: naming the argument.
+        UsageError: naming the argument; empty text too, unless it may be.
     """
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be text, got {type(value).__name__}")
+    if not value and not may_be_empty:
         raise UsageError(f"{name} must be text of at least one character, got {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name}: character {error.start} is no Unicode text; give it as UTF-8"
+        ) from error
 
 
 def _check_layers(layers: list[JsonObject]) -> None:

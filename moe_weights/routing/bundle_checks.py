@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from moe_weights.routing.artifacts import JsonObject
+from moe_weights.routing.artifacts import JsonObject, payload_version
 from moe_weights.routing.event_checks import validate_raw_event_semantics
 from moe_weights.routing.issues import Issue, sort_issues
 from moe_weights.routing.token_indices import TokenIndices
@@ -81,11 +81,13 @@ class BundleChecks:
     """
 
     def __init__(self, manifest: JsonObject, place: str = "") -> None:
-        """Start with a manifest that satisfies its schema."""
+        """Start with a manifest that satisfies its schema; `place` is its file."""
         self.issues: list[Issue] = validate_manifest_semantics(manifest, place)
         self.expert_counts: dict[int, int] = {}
         self.n_raw_events = 0
         self._manifest = manifest
+        self._place = place
+        self._first_place = ""  # of an event of the version that the manifest expects
         self._tokens = TokenIndices()
         self._derived_tokens = TokenIndices()
         self._is_in_order = True
@@ -94,7 +96,7 @@ class BundleChecks:
     def add_raw_event(self, event: JsonObject, place: str = "") -> None:
         """Check one event, in trace order; it satisfies its schema."""
         self.issues += self.find_raw_event_issues(event, place)
-        self.note_raw_event(event)
+        self.note_raw_event(event, place)
 
     def find_raw_event_issues(self, event: JsonObject, place: str = "") -> list[Issue]:
         """Return what is wrong with the next event, without counting it in."""
@@ -115,8 +117,11 @@ class BundleChecks:
                 )
         return issues
 
-    def note_raw_event(self, event: JsonObject) -> None:
+    def note_raw_event(self, event: JsonObject, place: str = "") -> None:
         """Count an event in, for those that follow."""
+        expected = self._manifest["artifact_versions"]["raw_event_schema_version"]
+        if not self._first_place and event["schema_version"] == expected:
+            self._first_place = place
         token = event["token_index"]
         self._is_in_order = self._is_in_order and token == self.n_raw_events
         self._tokens.add(token)
@@ -193,10 +198,17 @@ class BundleChecks:
     ) -> Iterator[Issue]:
         expected = self._manifest["artifact_versions"][f"{artifact}_schema_version"]
         if payload["schema_version"] != expected:
+            where = f" ({self._place})" if self._place else ""
+            advice = ""
+            if artifact == "raw_event":
+                version = payload_version("raw_event", payload)
+                advice = f": put events of this version in a bundle with manifest/{version}"
+                if self._first_place:
+                    where += f", as {self._first_place} is"
             yield _bundle_issue(
                 f"{artifact}_schema_version_mismatch",
                 f"{_called(artifact, payload)} is {payload['schema_version']}, the manifest "
-                f"expects {expected}; versions never mix in one bundle",
+                f"expects {expected}{where}; versions never mix in one bundle{advice}",
                 place,
             )
         yield from self._find_difference(artifact, payload, "run_id", "run_id_mismatch", place)

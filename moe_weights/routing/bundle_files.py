@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.routing.artifacts import ArtifactName, JsonObject
 from moe_weights.routing.issues import (
     BundleError,
@@ -72,7 +74,8 @@ def read_json_object(path: Path) -> JsonObject:
         MissingFileError: it is not there.
     """
     try:
-        payload = parse_object(path.read_bytes())
+        with open_regular_file(path) as stream:
+            payload = parse_object(stream.read())
         check_json_value(payload)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing_file_error(path) from error
@@ -82,6 +85,26 @@ def read_json_object(path: Path) -> JsonObject:
     except OSError as error:
         raise unreadable_error(path, error) from error
     return payload
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name, also a link whose target is gone."""
+    return os.path.lexists(path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what `open_regular_file` would.
+
+    Raises:
+        BundleError: it is no regular file.
+        MissingFileError: it is not there.
+    """
+    try:
+        open_regular_file(path).close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing_file_error(path) from error
+    except OSError as error:
+        raise unreadable_error(path, error) from error
 
 
 def check_line_values(payload: JsonObject, place: str) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.errors import UsageError
 from moe_weights.routing.artifacts import (
     CONTINGENCY_FILE,
@@ -21,10 +22,13 @@ from moe_weights.routing.artifacts import (
     RAW_TRACE_FILE,
     ArtifactName,
     JsonObject,
+    payload_version,
 )
 from moe_weights.routing.bundle_checks import BundleChecks
 from moe_weights.routing.bundle_files import (
     check_line_values,
+    check_readable,
+    is_there,
     iter_ndjson,
     read_json_object,
     unreadable_error,
@@ -33,7 +37,6 @@ from moe_weights.routing.issues import (
     MAX_ISSUES,
     BundleError,
     Issue,
-    missing_file_error,
     schema_error,
     semantic_error,
     sort_issues,
@@ -115,12 +118,13 @@ class RunBundleReader:
         self.manifest = self._read_json(MANIFEST_FILE, "manifest", issues)
         if not issues:
             _check_run_id(self.manifest["run_id"], run_dir / MANIFEST_FILE)
-        if not (run_dir / RAW_TRACE_FILE).is_file():
-            raise missing_file_error(run_dir / RAW_TRACE_FILE)
+        check_readable(run_dir / RAW_TRACE_FILE)
         self.layout = self._read_json(LAYOUT_FILE, "layout", issues)
         self.motif_ledger = self._read_optional(MOTIF_LEDGER_FILE, "motif_ledger", issues)
         self.contingency = self._read_optional(CONTINGENCY_FILE, "contingency", issues)
-        self.has_derived_events = (run_dir / DERIVED_FILE).exists()
+        self.has_derived_events = is_there(run_dir / DERIVED_FILE)
+        if self.has_derived_events:
+            check_readable(run_dir / DERIVED_FILE)
         if issues:
             raise schema_error(issues)
         if not is_named_after(run_dir, self.manifest["run_id"]):
@@ -170,7 +174,7 @@ class RunBundleReader:
     def _read_optional(
         self, name: str, artifact: ArtifactName, issues: list[Issue]
     ) -> JsonObject | None:
-        if not (self.run_dir / name).exists():
+        if not is_there(self.run_dir / name):
             return None
         return self._read_json(name, artifact, issues)
 
@@ -229,10 +233,13 @@ class _Walk:
     ) -> Iterator[tuple[JsonObject, str]]:
         """Give each payload that satisfies its schema, with `<file>:<line>`."""
         path = self._reader.run_dir / name
+        version = payload_version("manifest", self._reader.manifest)
         try:
-            with path.open("rb") as stream:
+            with open_regular_file(path) as stream:
                 for number, (payload, place) in enumerate(iter_ndjson(stream, path)):
-                    issues = find_schema_issues(artifact, payload, f"{location}[{number}]", place)
+                    issues = find_schema_issues(
+                        artifact, payload, f"{location}[{number}]", place, version
+                    )
                     if issues or artifact == "derived_event":
                         check_line_values(payload, place)
                     self._schema_issues += issues

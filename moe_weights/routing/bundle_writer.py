@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moe_weights.atomic_files import publish_folder, to_json
-from moe_weights.errors import OutputError
+from moe_weights.errors import OutputError, UsageError
 from moe_weights.routing.artifacts import (
     CONTINGENCY_FILE,
     DERIVED_FILE,
@@ -19,6 +19,7 @@ from moe_weights.routing.artifacts import (
     MOTIF_LEDGER_FILE,
     RAW_TRACE_FILE,
     JsonObject,
+    payload_version,
 )
 from moe_weights.routing.bundle_checks import validate_run_bundle_semantics
 from moe_weights.routing.issues import (
@@ -63,13 +64,13 @@ def write_run_bundle(
         The bundle's folder.
 
     Raises:
-        UsageError: (a ValueError) the run id is no plain path.
+        UsageError: (a ValueError) the run id is no plain path, or events are no sequence.
         BundleError: (a ValueError) a payload breaks its schema, or payloads contradict one another.
         BundleExistsError: (also a FileExistsError) there is something at the bundle's place.
         OutputError: the files cannot be written; nothing is left behind.
     """
-    events = list(raw_events)
-    derived = None if derived_events is None else list(derived_events)
+    events = _to_list(raw_events, "raw_events")
+    derived = None if derived_events is None else _to_list(derived_events, "derived_events")
     run_dir = _checked_path(Path(root_dir), manifest)
     _check_payloads(manifest, events, layout, derived, motif_ledger, contingency)
     refuse_existing(run_dir)
@@ -164,6 +165,14 @@ def check_values(artifact: str, payload: object, place: str = "") -> None:
         ) from fault
 
 
+def _to_list(events: object, name: str) -> list[JsonObject]:
+    if not isinstance(events, Iterable) or isinstance(events, str | bytes | Mapping):
+        raise UsageError(
+            f"{name} must be a sequence of events, got {type(events).__name__}; give [] for none"
+        )
+    return list(events)
+
+
 def _checked_path(root_dir: Path, manifest: object) -> Path:
     run_id = manifest.get("run_id") if isinstance(manifest, Mapping) else None
     if isinstance(run_id, str) and run_id:
@@ -181,6 +190,7 @@ def _check_payloads(
     contingency: JsonObject | None,
 ) -> None:
     issues: list[Issue] = []
+    version = payload_version("manifest", manifest)
     for artifact, payload, location in bundle_payloads(
         manifest,
         events,
@@ -189,7 +199,7 @@ def _check_payloads(
         motif_ledger=motif_ledger,
         contingency=contingency,
     ):
-        found = find_schema_issues(artifact, payload, location, location)
+        found = find_schema_issues(artifact, payload, location, location, version)
         issues += found
         if not found and artifact != "raw_event":  # every field of a raw event has its type
             check_values(location, payload, location)

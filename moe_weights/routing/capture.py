@@ -78,11 +78,17 @@ class RoutingCapture:
 
     def __enter__(self) -> RoutingCapture:
         """Set the hooks."""
-        self._readers = [LayerReader(block) for block in self.blocks]
-        self._handles = [
-            self._model.register_forward_pre_hook(self._start_pass, with_kwargs=True),
-            self._model.register_forward_hook(self._end_pass, with_kwargs=True),
-        ]
+        try:
+            for block in self.blocks:
+                self._readers.append(LayerReader(block))
+            for register, hook in (
+                (self._model.register_forward_pre_hook, self._start_pass),
+                (self._model.register_forward_hook, self._end_pass),
+            ):
+                self._handles.append(register(hook, with_kwargs=True))
+        except BaseException:
+            self._remove_hooks()
+            raise
         return self
 
     def __exit__(
@@ -92,14 +98,19 @@ class RoutingCapture:
         _trace: TracebackType | None,
     ) -> None:
         """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        for reader in self._readers:
-            reader.remove()
+        self._remove_hooks()
 
     def describe(self) -> dict[str, Any]:
         """Return `capture_config` of a manifest: what is observed, and which layer it is."""
         return describe_capture(self._model, self.blocks)
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for reader in self._readers:
+            reader.remove()
+        self._handles.clear()
+        self._readers.clear()
 
     def _now_ms(self) -> float:
         self._synchronize()

@@ -23,6 +23,7 @@ _OTHER_TOWERS = re.compile(r"vision|visual|audio|speech|image|encoder|talker|cod
 _ATTENTION = re.compile(r"attn|attention")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "total_experts", "n_routed_experts")
 _SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_ACTIVE_COUNTS = ("top_k", "num_experts_per_tok", "moe_topk", "num_experts_per_token", "moe_top_k")
 _SHOWN_CLASSES = 12
 
 
@@ -44,6 +45,8 @@ class MoeBlock:
         shared: The shared experts beside it; None when there are none.
         shared_gate: What weighs them; None when nothing does.
         n_shared: How many they are; None when a dense block beside the experts may be one.
+        n_active: Experts chosen per token as the modules or the config say; None when they do not.
+            Used where a choice cannot be seen.
     """
 
     layer: int
@@ -55,6 +58,7 @@ class MoeBlock:
     shared: Any | None = None
     shared_gate: Any | None = None
     n_shared: int | None = 0
+    n_active: int | None = None
 
 
 def find_moe_blocks(model: Any) -> list[MoeBlock]:
@@ -80,9 +84,9 @@ def find_moe_blocks(model: Any) -> list[MoeBlock]:
             f"{type(model).__name__} is not a Mixture-of-Experts model: no module has experts and "
             f"a router beside them; its modules are {_class_names(modules.values())}"
         )
-    counts = _shared_counts(getattr(model, "config", None))
+    config = _text_config(getattr(model, "config", None))
     blocks = [
-        _to_block(path, modules, module, router, experts, counts)
+        _to_block(path, modules, module, router, experts, config)
         for path, module, router, experts in candidates
     ]
     blocks.sort(key=lambda block: block.layer)
@@ -130,7 +134,7 @@ def _to_block(
     block: Any,
     router: Any,
     experts: Any,
-    counts: int | None,
+    config: Any,
 ) -> MoeBlock:
     number = _LAYER_NUMBER.search(path)
     if number is None:
@@ -149,7 +153,7 @@ def _to_block(
         if "shared" in name and "gate" not in name and not _is_empty(child)
     ]
     gates = [child for name, child in around.items() if "shared" in name and "gate" in name]
-    n_shared: int | None = max(counts or 1, 1) if shared else 0
+    n_shared: int | None = max(ints_of([config], _SHARED_COUNTS) or 1, 1) if shared else 0
     if path == layer_path and not shared and "mlp" in around:
         n_shared = None  # a dense block beside the experts: shared or not is a matter of words
     return MoeBlock(
@@ -162,6 +166,7 @@ def _to_block(
         shared=shared[0] if shared else None,
         shared_gate=gates[0] if shared and gates else None,
         n_shared=n_shared,
+        n_active=ints_of([router, block, config], _ACTIVE_COUNTS),
     )
 
 
@@ -179,9 +184,8 @@ def _count_experts(experts: Any) -> int | None:
     return count
 
 
-def _shared_counts(config: Any) -> int | None:
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return ints_of([text_config], _SHARED_COUNTS)
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _is_empty(module: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from moe_weights.routing.capture_blocks import MoeBlock, ints_of
+from moe_weights.routing.capture_blocks import MoeBlock
 from moe_weights.routing.capture_readings import RouterReading
 from moe_weights.routing.capture_scheme import (
     RouterSample,
@@ -34,7 +34,6 @@ from moe_weights.routing.routed_layers import (
 from moe_weights.routing.router_layer_checks import find_router_layer_faults
 
 _DTYPES = get_args(ScoreDtype)
-_ACTIVE_COUNTS = ("top_k", "num_experts_per_tok", "moe_topk")
 _CHOICE = ("selection_bias", "selection_scores", "group_limit")
 
 
@@ -65,13 +64,15 @@ class LayerReader:
 
         Returns:
             None when the block did not run, or when neither its logits nor its choice can be told,
-            or not how many experts it has.
+            or not how many experts it has or chooses.
         """
         reading = self._tap.read(n_tokens)
         if reading is None or (reading.logits is None and reading.chosen is None):
             return None
         if self.block.n_experts is None and reading.logits is None:
             return None  # the highest expert seen is not how many there are
+        if reading.chosen is None and self.block.n_active is None:
+            return None  # an event says how many experts are active, and nothing here does
         shared, shared_known = self._tap.shared_weights(n_tokens)
         sample = _to_sample(reading)
         if self.scheme is None:
@@ -191,10 +192,8 @@ def _without_rule(block: MoeBlock, reading: RouterReading) -> Iterator[RoutedLay
     if logits is not None and not np.isfinite(logits).all():
         logits = None
     n_experts = block.n_experts or int(rows.shape[1])
-    if reading.chosen is not None:
-        n_active = int(reading.chosen.shape[1])
-    else:
-        n_active = ints_of([block.router, block.block], _ACTIVE_COUNTS) or 1
+    n_active = block.n_active if reading.chosen is None else int(reading.chosen.shape[1])
+    assert n_active is not None
     for token in range(len(rows)):
         # A weight of exactly zero is how a router says that a slot was not used.
         is_used = reading.given_weights is None or bool(reading.given_weights[token].all())

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_weights.errors import BackendUnavailableError, CheckpointError, UsageError
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "spiece.model",
-    "tekken.json",
-    "tiktoken.model",
+from moe_weights.live_models import (
+    byte_tokens,
+    first_line,
+    import_framework,
+    load_network,
+    load_tokenizer,
+    use_plain_experts,
 )
-_MODEL_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+
+_PURPOSE = "capturing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +44,7 @@ class CaptureModel:
         """
         if self.tokenizer is None:
             size = int(self.network.get_input_embeddings().weight.shape[0])
-            ids = [byte % size for byte in text.encode("utf-8", errors="surrogatepass")]
+            ids = list(byte_tokens(text, size))
         else:
             ids = [int(token_id) for token_id in self.tokenizer(text)["input_ids"]]
         if not ids:
@@ -71,36 +69,22 @@ def load_capture_model(model_path: Path, *, device: str = "cpu") -> CaptureModel
         BackendUnavailableError: torch or transformers is not installed, or the device is not there.
         CheckpointError: it cannot be loaded, or weights of it are missing.
     """
-    torch, transformers = _import("torch"), _import("transformers")
+    torch, transformers = _libraries()
     if not (model_path / "config.json").is_file():
         raise CheckpointError(
             f"{model_path} has no config.json; give the folder of a model as transformers saves it"
         )
-    transformers.utils.logging.disable_progress_bar()
-    network = _load_network(transformers, model_path)
-    if device == "cpu" and hasattr(network, "set_experts_implementation"):
-        # The grouped product refuses widths that are no multiple of 16 bytes.
-        network.set_experts_implementation("eager")
+    network, _loading = load_network(transformers, model_path)
+    use_plain_experts(network, device)
     try:
         network = network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailableError(
-            f"device {device!r} cannot be used: {_first_line(error)}; use cpu"
+            f"device {device!r} cannot be used: {first_line(error)}; use cpu"
         ) from error
-    tokenizer = None
-    if any((model_path / name).is_file() for name in _TOKENIZER_FILES):
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(model_path), local_files_only=True
-            )
-        except Exception as error:
-            # Each tokenizer class of the library raises errors of its own.
-            raise CheckpointError(
-                f"{model_path}: its tokenizer cannot be loaded: {_first_line(error)}"
-            ) from error
     return CaptureModel(
         network=network,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(model_path, _PURPOSE),
         versions={"torch": str(torch.__version__), "transformers": str(transformers.__version__)},
         synchronize=torch.cuda.synchronize if device.startswith("cuda") else None,
     )
@@ -129,7 +113,7 @@ def generate_routed(
     Returns:
         Ids of the generated tokens, at most `max_new_tokens`, up to the first end token.
     """
-    torch, transformers = _import("torch"), _import("transformers")
+    torch, transformers = _libraries()
     if seed is not None:
         torch.manual_seed(seed)
     network = model.network
@@ -165,50 +149,10 @@ def generate_routed(
     return generated[:-1]
 
 
-def _load_network(transformers: Any, model_path: Path) -> Any:
-    refusals = []
-    for name in _MODEL_CLASSES:
-        try:
-            network, loading = getattr(transformers, name).from_pretrained(
-                str(model_path),
-                dtype="auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            # Each model class and file format of the library raises errors of its own.
-            refusals.append((error, f"{name}: {_first_line(error)}"))
-            continue
-        for what in ("missing_keys", "mismatched_keys"):
-            names = sorted(map(str, loading.get(what, ())))
-            if names:
-                # The library fills such weights with random numbers.
-                raise CheckpointError(
-                    f"{model_path}: {len(names)} weights are {what.partition('_')[0]}, for example "
-                    f"{names[0]}; the model would run with random ones"
-                )
-        return network
-    raise CheckpointError(
-        f"{model_path}: transformers cannot load it: {refusals[0][1]}"
-    ) from refusals[0][0]
-
-
 def _end_ids(eos_token_id: object) -> set[int]:
     ids = eos_token_id if isinstance(eos_token_id, list | tuple) else [eos_token_id]
     return {int(value) for value in ids if isinstance(value, int)}
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"capturing needs {name}, which cannot be imported ({error}); install it with: "
-            "pip install 'moe-weights[capture]'"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}"
+def _libraries() -> tuple[Any, Any]:
+    return import_framework("torch", _PURPOSE), import_framework("transformers", _PURPOSE)

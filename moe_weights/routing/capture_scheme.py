@@ -28,10 +28,9 @@ from moe_weights.routing.capture_scores import (
     row_errors,
     to_scores,
 )
+from moe_weights.routing.probabilities import EPSILON, TOLERANCE
 from moe_weights.routing.routed_layers import RouterKind, ScoreDtype
 
-# Distance of 1 to the next number, relative.
-_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # A weight passes a function, a sum, a division and a cast, each rounding it by half of epsilon;
 # routers add up to 1e-6 to the sum that they divide by.
 _ROUNDINGS = 4.0
@@ -280,10 +279,10 @@ def _unscaled_weights(function: ScoreFunction, sample: RouterSample, normalised:
 
 
 def _weight_tolerance(sample: RouterSample) -> float:
-    epsilon = max(_EPSILON.get(sample.weights_dtype, 0.0), _EPSILON.get(sample.logits_dtype, 0.0))
+    epsilon = max(EPSILON.get(sample.weights_dtype, 0.0), EPSILON.get(sample.logits_dtype, 0.0))
     return max(_LEAST_TOLERANCE, _ROUNDINGS * epsilon)
 
 
 def _choice_tolerance(dtype: str) -> float:
     """Two roundings, as the checks of a bundle take them."""
-    return max(1e-6, 2.0 * _EPSILON[dtype])
+    return max(TOLERANCE, 2.0 * EPSILON[dtype])

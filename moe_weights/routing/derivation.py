@@ -19,6 +19,10 @@ from moe_weights.routing.artifacts import (
     JsonObject,
 )
 
+# What this module's derivation is called in a manifest, also by a run that derives nothing yet.
+DERIVATION_VERSION = "motifs/v0.1.0"
+DERIVATION_CONFIG_ID = "motifs/default"
+
 
 def derive_bundle_artifacts(bundle: Mapping[str, Any]) -> JsonObject:
     """Name every distinct routing of a run and count how often names follow one another.

@@ -19,6 +19,7 @@ from moe_weights.routing.run_ids import bundle_path
 
 EXPERT_COUNTS_FILE = "expert_counts.json"
 EXPERT_COUNTS_VERSION = "expert_counts/v0.1.0"
+MAX_COUNT = 2**63 - 1  # what a column of whole numbers holds
 
 
 def write_expert_counts(
@@ -105,6 +106,8 @@ def _to_counts(layer: JsonObject, place: str) -> LayerCounts:
         or not all(_is_count(value) for value in selections)
     ):
         raise InvalidDataError(f"{place}.selections must be {n_experts} counts")
+    if sum(selections) > MAX_COUNT:
+        raise InvalidDataError(f"{place}.selections add up to more than {MAX_COUNT}")
     return LayerCounts(
         layer=index,
         num_total_experts=n_experts,
@@ -116,4 +119,4 @@ def _to_counts(layer: JsonObject, place: str) -> LayerCounts:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT

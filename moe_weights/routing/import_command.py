@@ -144,4 +144,5 @@ def _write_counts(
 
 
 def _source(options: ImportOptions) -> dict[str, str]:
-    return {"engine": options.format, "file": Path(options.input).name}
+    name = Path(options.input).name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return {"engine": options.format, "file": name}

@@ -101,7 +101,9 @@ def file_error(code: str, message: str, place: str) -> BundleError:
 
 
 def missing_file_error(path: Path) -> MissingFileError:
-    """Return the refusal of a bundle that lacks a required file."""
+    """Return the refusal of a bundle that lacks a required file, or has a link to nothing."""
     message = "the file is not there; a bundle has manifest.json, raw_trace.ndjson and layout.json"
+    if path.is_symlink():
+        message = "the file is a link whose target is not there; copy the file itself"
     issue = Issue("file", "missing_file", message, str(path))
     return MissingFileError("run bundle cannot be read: missing_file", [issue])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from moe_weights.errors import InvalidDataError
@@ -117,3 +118,21 @@ def check_integer(value: object, name: str, *, minimum: int | None = None) -> No
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if minimum is not None and value < minimum:
         raise InvalidDataError(f"{name} is {value}; it must be at least {minimum}")
+
+
+def check_number(value: object, name: str) -> None:
+    """Refuse what is no finite number.
+
+    Raises:
+        TypeError: not an int or float; booleans are none.
+        InvalidDataError: not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        is_finite = False
+    if not is_finite:
+        shown = value if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
+        raise InvalidDataError(f"{name} is {shown}; it must be finite")

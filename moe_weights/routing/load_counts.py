@@ -105,6 +105,7 @@ class LayerCounts:
                 self.prob_sums[expert] += prob
         if layer["entropy"] is not None:
             self.entropies.add(layer["entropy"])
+        if layer["normalized_entropy"] is not None:
             self.normalized_entropies.add(layer["normalized_entropy"])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moe_weights.columns import Column, Row, Table, TableSchema
+from moe_weights.routing.layer_trace import check_integer
 from moe_weights.routing.load_counts import LayerCounts, PhaseFilter
 
 COLLAPSE_NATS = 0.5
@@ -144,10 +145,20 @@ class DeadRule:
     Attributes:
         threshold: Selections up to which it is.
         min_tokens: Tokens needed to tell; None takes ceil(10 * N / k).
+
+    Raises:
+        InvalidDataError: a number is negative.
+        TypeError: a number is no integer.
     """
 
     threshold: int = 0
     min_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are no counts."""
+        check_integer(self.threshold, "threshold", minimum=0)
+        if self.min_tokens is not None:
+            check_integer(self.min_tokens, "min_tokens", minimum=0)
 
 
 def to_expert_table(
@@ -212,7 +223,8 @@ def _layer_row(counts: LayerCounts, rule: DeadRule, phase: PhaseFilter) -> Row:
     dead = _dead_experts(counts, rule)
     fairness = jain_fairness(loads) if is_known else None
     has_entropy = counts.entropies.count > 0
-    normalized = counts.normalized_entropies.mean if has_entropy else None
+    relative = counts.normalized_entropies
+    normalized = relative.mean if relative.count > 0 else None
     overloaded = sum(load * n_experts > OVERLOAD_FACTOR * total for load in loads)
     return {
         "layer": counts.layer,

@@ -8,7 +8,7 @@ from typing import Any
 from moe_weights.errors import InvalidDataError
 from moe_weights.routing.artifacts import JsonObject
 from moe_weights.routing.layer_trace import PyTorchMoELayerCaptureInput, check_integer
-from moe_weights.routing.vectors import Vector
+from moe_weights.routing.vectors import Vector, to_floats
 
 
 def build_olmoe_layer_inputs(
@@ -21,8 +21,10 @@ def build_olmoe_layer_inputs(
         num_active_experts: Experts that each router chooses.
 
     Raises:
-        TypeError: not a mapping, or a key or count that is no integer.
-        InvalidDataError: no layers, a negative layer, or fewer than one active expert.
+        TypeError: not a mapping, a key or count that is no integer, or (VectorError) logits of a
+            layer that are not one row of numbers.
+        InvalidDataError: no layers, a negative layer, fewer than one active expert, or logits of a
+            layer that are empty, not finite, or fewer than the active experts.
     """
     if not isinstance(router_logits_by_layer, Mapping):
         raise TypeError(
@@ -34,6 +36,8 @@ def build_olmoe_layer_inputs(
     check_integer(num_active_experts, "num_active_experts", minimum=1)
     for layer in router_logits_by_layer:
         check_integer(layer, "a key of router_logits_by_layer", minimum=0)
+    for layer, logits in router_logits_by_layer.items():
+        _check_logits(layer, logits, num_active_experts)
     return [
         PyTorchMoELayerCaptureInput(layer, logits, num_active_experts)
         for layer, logits in sorted(router_logits_by_layer.items(), key=lambda item: item[0])
@@ -85,3 +89,15 @@ def record_olmoe_generated_token(
         layer_inputs=layer_inputs,
     )
     return event
+
+
+def _check_logits(layer: int, logits: Vector, num_active_experts: int) -> None:
+    shape = getattr(logits, "shape", None)
+    told = "" if shape is None else f" of shape {tuple(shape)}"
+    name = f"router_logits_by_layer[{layer}]{told}"
+    n_experts = len(to_floats(logits, name))
+    if num_active_experts > n_experts:
+        raise InvalidDataError(
+            f"{name} has {n_experts} experts, num_active_experts is {num_active_experts}; no more "
+            "can be chosen than there are"
+        )

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 TOLERANCE = 1e-6  # absolute; the format's own, far above what float64 loses in a sum of 1000 terms
 
+# Distance of 1 to the next number of a dtype, relative: IEEE 754, and bfloat16 with its 8 bits.
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
 
 def softmax(logits: Sequence[float]) -> list[float]:
     """Return the softmax of `logits`, (N,) float64; sums to 1."""

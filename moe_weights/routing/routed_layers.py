@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from moe_weights.errors import InvalidDataError
 from moe_weights.routing.artifacts import JsonObject
 from moe_weights.routing.builders import build_timing, check_text, sort_layers
-from moe_weights.routing.layer_trace import check_integer, describe_distribution
+from moe_weights.routing.layer_trace import check_integer, check_number, describe_distribution
 from moe_weights.routing.probabilities import sigmoid, softmax, top_margin
 from moe_weights.routing.router_layer_checks import ALWAYS_APPLY, DISTRIBUTION_FIELDS
 from moe_weights.routing.vectors import Vector, to_floats, to_indices
@@ -102,13 +102,26 @@ def build_routed_layer_trace(layer: RoutedLayerInput) -> JsonObject:
 
     Raises:
         InvalidDataError: logits and scores that say the same thing twice, an unknown name in
-            `not_captured`, a number that is not finite, or an index or count that is negative.
+            `not_captured`, an unknown router kind or dtype, a number that is not finite, or an
+            index or count that is negative.
         VectorError: a field that is not one row of numbers.
-        TypeError: an index or count that is no integer.
+        TypeError: an index or count that is no integer, a number that is none.
     """
     check_integer(layer.layer_index, "layer_index", minimum=0)
     check_integer(layer.num_total_experts, "num_total_experts", minimum=1)
     check_integer(layer.num_active_experts, "num_active_experts", minimum=1)
+    if layer.num_shared_experts is not None:
+        check_integer(layer.num_shared_experts, "num_shared_experts", minimum=0)
+    if layer.combine_scale is not None:
+        check_number(layer.combine_scale, "combine_scale")
+    for name, known in {
+        "router_kind": RouterKind,
+        "score_dtype": ScoreDtype,
+        "combine_dtype": ScoreDtype,
+    }.items():
+        _check_word(getattr(layer, name), name, get_args(known))
+    if not isinstance(layer.combine_normalised, bool | None):
+        raise TypeError("combine_normalised must be True, False or None")
     logits = _floats(layer.router_logits, "router_logits")
     probs = _router_probs(layer, logits)
     chosen = None if layer.topk_indices is None else to_indices(layer.topk_indices, "topk_indices")
@@ -171,9 +184,17 @@ def build_routed_token_event(
         InvalidDataError: a negative index, no layers, a layer twice, an end before its start, a
             start without an end, or a layer that `build_routed_layer_trace` refuses.
         UsageError: an empty run id.
+        TypeError: an id, index or time of another type.
     """
     check_text(run_id, "run_id")
     check_integer(token_index, "token_index", minimum=0)
+    _check_word(phase, "phase", get_args(Phase))
+    if token_id is not None:
+        check_integer(token_id, "token_id")
+    if token_text is not None and not isinstance(token_text, str):
+        raise TypeError(f"token_text must be text, got {type(token_text).__name__}")
+    if context_length is not None:
+        check_integer(context_length, "context_length", minimum=0)
     if (pass_start_ms is None) != (pass_end_ms is None):
         raise InvalidDataError(
             "pass_start_ms and pass_end_ms belong together; give both or neither"
@@ -228,6 +249,10 @@ def _group_limit(limit: GroupLimit | None) -> JsonObject | None:
     if limit is None:
         return None
     groups = limit.selected_groups
+    check_integer(limit.num_groups, "num_groups", minimum=1)
+    check_integer(limit.num_selected_groups, "num_selected_groups", minimum=1)
+    if limit.masked_score is not None:
+        check_number(limit.masked_score, "masked_score")
     return {
         "num_groups": limit.num_groups,
         "num_selected_groups": limit.num_selected_groups,
@@ -248,6 +273,11 @@ def _not_captured(layer: RoutedLayerInput, fields: JsonObject) -> list[str]:
     if fields["router_kind"] == "softmax":
         missing |= {name for name in DISTRIBUTION_FIELDS if fields[name] is None}
     return sorted(missing | set(layer.not_captured))
+
+
+def _check_word(value: str | None, name: str, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise InvalidDataError(f"{name} is {value!r}; known are {', '.join(known)}")
 
 
 def _floats(values: Vector | None, name: str) -> list[float] | None:

@@ -6,11 +6,20 @@ half precision are held to that precision, recomputed ones to 1e-6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moe_weights.routing.group_checks import find_group_faults, scores_for_choice
-from moe_weights.routing.probabilities import TOLERANCE, is_close, sigmoid, softmax, total
+from moe_weights.routing.probabilities import (
+    EPSILON,
+    TOLERANCE,
+    is_close,
+    normalized_entropy,
+    sigmoid,
+    softmax,
+    total,
+)
 from moe_weights.routing.softmax_layer_checks import (
     Fault,
     find_choice_faults,
@@ -35,8 +44,6 @@ ALWAYS_APPLY = (
 )
 DISTRIBUTION_FIELDS = ("entropy", "normalized_entropy", "top1_prob", "top1_top2_margin")
 _PER_EXPERT = ("router_logits", "router_probs", "selection_bias", "selection_scores")
-# Distance of 1 to the next number of the dtype, relative.
-_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def find_router_layer_faults(layer: dict[str, Any]) -> Iterator[Fault]:
@@ -60,6 +67,7 @@ def find_router_layer_faults(layer: dict[str, Any]) -> Iterator[Fault]:
     )
     yield from choice_faults
     yield from _find_shared_expert_faults(layer)
+    yield from _find_entropy_faults(layer)
     if wrong:
         return
     yield from _find_score_faults(layer)
@@ -112,6 +120,31 @@ def _find_shared_expert_faults(layer: dict[str, Any]) -> Iterator[Fault]:
             "shared_expert_weights_length_mismatch",
             f"shared_expert_weights has {len(weights)} numbers, num_shared_experts is {count}",
         )
+
+
+def _find_entropy_faults(layer: dict[str, Any]) -> Iterator[Fault]:
+    """Give faults of entropies that are held against no probabilities."""
+    kind, entropy, n_experts = layer["router_kind"], layer["entropy"], layer["num_total_experts"]
+    if kind != "softmax":
+        for name in DISTRIBUTION_FIELDS:
+            if layer[name] is not None:
+                yield (
+                    "distribution_of_other_router",
+                    (
+                        f"{name} is {layer[name]}; it describes the probabilities of a softmax "
+                        f"router, router_kind is {kind}: make it null"
+                    ),
+                )
+    elif layer["router_probs"] is None and entropy is not None:
+        most = math.log(n_experts)
+        if entropy > most + TOLERANCE:
+            yield "entropy_mismatch", f"entropy is {entropy}, {n_experts} experts allow {most} nats"
+        relative, stated = normalized_entropy(entropy, n_experts), layer["normalized_entropy"]
+        if stated is not None and not is_close(stated, relative):
+            yield (
+                "normalized_entropy_mismatch",
+                f"normalized_entropy is {stated}, entropy / ln {n_experts} is {relative}",
+            )
 
 
 def _find_score_faults(layer: dict[str, Any]) -> Iterator[Fault]:
@@ -205,4 +238,4 @@ def _first_difference(
 def _tolerance(layer: dict[str, Any], field: str, values: Sequence[float] = ()) -> float:
     """Two roundings of the largest value in the declared dtype, at least the format's own."""
     largest = max([1.0, *map(abs, values)])
-    return max(TOLERANCE, 2.0 * _EPSILON.get(layer[field], 0.0) * largest)
+    return max(TOLERANCE, 2.0 * EPSILON.get(layer[field], 0.0) * largest)

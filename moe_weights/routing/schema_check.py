@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_weights.routing.artifacts import (
     ARTIFACT_NAMES,
+    BUNDLE_VERSIONS,
     ArtifactName,
     BundleVersion,
     payload_version,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _SHOWN_CHARACTERS = 60
+_EVENT_VERSIONS = tuple(f"raw/{version}" for version in BUNDLE_VERSIONS)
 
 
 def validate_artifact_schema(
@@ -79,7 +81,9 @@ def validate_run_bundle_schema(
             motif_ledger=motif_ledger,
             contingency=contingency,
         )
-        for issue in find_schema_issues(artifact, payload, location)
+        for issue in find_schema_issues(
+            artifact, payload, location, expected=payload_version("manifest", manifest)
+        )
     ]
 
 
@@ -106,13 +110,32 @@ def bundle_payloads(
 
 
 def find_schema_issues(
-    artifact: ArtifactName, payload: Any, location: str | None = None, place: str = ""
+    artifact: ArtifactName,
+    payload: Any,
+    location: str | None = None,
+    place: str = "",
+    expected: BundleVersion | None = None,
 ) -> list[Issue]:
-    """Return what `validate_artifact_schema` does, as issues; codes are the schema's keywords."""
+    """Return what `validate_artifact_schema` does, as issues; codes are the schema's keywords.
+
+    Args:
+        artifact: Its name.
+        payload: As parsed from JSON.
+        location: How messages call it.
+        place: `<file>:<line>`, for the issues.
+        expected: Version of the bundle, where its manifest is known.
+    """
     version = payload_version(artifact, payload)
     if _acceptor(artifact, version)(payload):
         return []
     head = location or artifact
+    if artifact == "raw_event" and isinstance(payload, Mapping):
+        for form in BUNDLE_VERSIONS:
+            # One wrong word must not become a message for every field of the other version.
+            if _acceptor(artifact, form)({**payload, "schema_version": f"raw/{form}"}):
+                return [_version_issue(payload, form, expected, head, place)]
+        if expected is not None and payload.get("schema_version") not in _EVENT_VERSIONS:
+            version = expected
     errors = sorted(
         _validator(artifact, version).iter_errors(payload),
         key=lambda error: [(isinstance(step, str), step) for step in error.absolute_path],
@@ -122,6 +145,29 @@ def find_schema_issues(
         for error in errors
         for message in _messages(error, head)
     ]
+
+
+def _version_issue(
+    payload: Mapping[str, Any],
+    form: BundleVersion,
+    expected: BundleVersion | None,
+    head: str,
+    place: str,
+) -> Issue:
+    """Say that an event is whole but for its `schema_version`."""
+    stated = payload.get("schema_version")
+    told = f"got {_shown(stated)}" if "schema_version" in payload else "required key is missing"
+    message = (
+        f'{head}.schema_version: {told}, but the event has the form of raw/{form}; write "raw/'
+        f'{form}"'
+    )
+    if expected is not None and expected != form:
+        message += (
+            f" and put it in a bundle with manifest/{form}: this one's manifest expects raw/"
+            f"{expected}, and versions never mix"
+        )
+    code = "const" if "schema_version" in payload else "required"
+    return Issue("schema", code, message, place)
 
 
 def load_schema(artifact: ArtifactName, version: BundleVersion = "v0.1.0") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Is a text an RFC 3339 date-time?
+"""Is a text an RFC 3339 date-time, and which one is now?
 
 One check for the builder and for the schemas' `format: date-time`: `T` between date and time, an
 offset of at most 23:59, and second 60 only where UTC had a leap second.
@@ -21,6 +21,11 @@ _LEAP_SECOND_DAYS = {
     *(date(year, 12, 31) for year in (1972, 1973, 1974, 1975, 1976, 1977, 1978, 1979)),
     *(date(year, 12, 31) for year in (1987, 1989, 1990, 1995, 1998, 2005, 2008, 2016)),
 }
+
+
+def now_rfc3339() -> str:
+    """Return the time in UTC to the second, for example 2026-03-21T12:00:00Z."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def is_rfc3339(text: str) -> bool:

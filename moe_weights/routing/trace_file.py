@@ -10,6 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.errors import OutputError, UsageError
 
 _BLOCK_BYTES = 65536
@@ -31,19 +32,27 @@ class TraceFile:
 
         Raises:
             UsageError: another process has it.
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or is no regular file.
         """
         self.path = path
         self._durable = durable
+        if os.path.lexists(path):
+            open_regular_file(path).close()
         # Unbuffered: a line that was written is the system's, whatever happens to the process.
         self._stream = path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Between opening and locking, another process may have promoted or removed the file.
+            is_ours = path.exists() and os.path.samestat(
+                path.stat(), os.fstat(self._stream.fileno())
+            )
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:
             self._stream.close()
             raise UsageError(
                 f"{path} is written by another process; wait for it or use another run_id"
-            ) from error
+            )
 
     def append(self, line: bytes) -> None:
         """Write a line at the end, whole or not at all.
@@ -69,6 +78,13 @@ class TraceFile:
     def clear(self) -> None:
         """Make the file empty."""
         self._stream.truncate(0)
+
+    def count_lines(self) -> int:
+        """Return how many whole lines there are."""
+        self._stream.seek(0)
+        return sum(
+            block.count(b"\n") for block in iter(lambda: self._stream.read(_BLOCK_BYTES), b"")
+        )
 
     def cut_off_unfinished_line(self) -> int:
         """Remove what follows the last newline; return how many bytes that were."""

@@ -7,21 +7,28 @@ goes on from there. Memory does not grow with the trace.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from moe_weights.atomic_files import remove_file, to_json, write_json_atomic, write_text_atomic
-from moe_weights.errors import MoeWeightsError, OutputError, UsageError
+from moe_weights.atomic_files import (
+    open_regular_file,
+    remove_file,
+    remove_temporary_siblings,
+    to_json,
+    write_json_atomic,
+    write_text_atomic,
+)
+from moe_weights.errors import MoeWeightsError
 from moe_weights.routing.artifacts import (
-    CONTINGENCY_FILE,
-    DERIVED_FILE,
     LAYOUT_FILE,
     MANIFEST_FILE,
-    MOTIF_LEDGER_FILE,
     RAW_TRACE_FILE,
     JsonObject,
+    payload_version,
 )
 from moe_weights.routing.builders import build_layer_grid_layout
 from moe_weights.routing.bundle_checks import BundleChecks
@@ -39,9 +46,15 @@ from moe_weights.routing.json_text import to_json_line
 from moe_weights.routing.run_ids import bundle_path
 from moe_weights.routing.schema_check import find_schema_issues
 from moe_weights.routing.trace_file import TraceFile
+from moe_weights.routing.working_folder import (
+    OPTIONAL_FILES,
+    not_writable,
+    refuse_unfinished,
+    remove_working_folder,
+    working_path,
+)
 
 _LOG = logging.getLogger(__name__)
-_OPTIONAL_FILES = (LAYOUT_FILE, DERIVED_FILE, MOTIF_LEDGER_FILE, CONTINGENCY_FILE)
 
 
 class WorkingBundle:
@@ -57,14 +70,29 @@ class WorkingBundle:
         n_dropped_bytes: Length of a half-written last token that `resume` cut off, bytes.
     """
 
-    def __init__(self, run_dir: Path, manifest: JsonObject, trace: TraceFile) -> None:
-        """Take over an open, locked trace; use the two functions instead."""
+    def __init__(
+        self,
+        run_dir: Path,
+        manifest: JsonObject,
+        trace: TraceFile,
+        made_folders: Sequence[Path] = (),
+    ) -> None:
+        """Take over an open, locked trace; use the two functions instead.
+
+        Args:
+            run_dir: Where the bundle will be.
+            manifest: Its manifest.
+            trace: Its trace.
+            made_folders: Folders around the working one that did not exist before, innermost last.
+        """
         self.manifest = manifest
         self.run_dir = run_dir
         self.working_dir = working_path(run_dir)
         self.n_dropped_bytes = 0
         self._trace = trace
+        self._made_folders = tuple(made_folders)
         self._checks = BundleChecks(manifest)
+        self._version = payload_version("manifest", manifest)
 
     def __enter__(self) -> WorkingBundle:
         """Return itself."""
@@ -101,7 +129,7 @@ class WorkingBundle:
             OutputError: it cannot be written; the trace is as it was before.
         """
         place = f"raw_events[{self.n_events}]"
-        issues = find_schema_issues("raw_event", event, place, place)
+        issues = find_schema_issues("raw_event", event, place, place, self._version)
         if issues:
             raise schema_error(issues)
         texts = {"run_id": event["run_id"], "token_text": event["token_text"]}
@@ -154,11 +182,16 @@ class WorkingBundle:
         return self.run_dir
 
     def discard(self) -> None:
-        """Remove the working folder with all its events."""
-        for name in (MANIFEST_FILE, RAW_TRACE_FILE, *_OPTIONAL_FILES):
-            remove_file(self.working_dir / name)
+        """Remove the working folder with all its events, and the folders that were made for it.
+
+        Raises:
+            OutputError: it cannot be removed, or there is something else in it.
+        """
+        remove_working_folder(self.working_dir)
         self.close()
-        self.working_dir.rmdir()
+        for folder in reversed(self._made_folders):
+            with contextlib.suppress(OSError):  # something else was put there since
+                folder.rmdir()
 
     def close(self) -> None:
         """Close the trace; the working folder stays and can be resumed."""
@@ -170,9 +203,9 @@ class WorkingBundle:
         self.n_dropped_bytes = self._trace.cut_off_unfinished_line()
         if self.n_dropped_bytes:
             _LOG.warning("%s: cut off %d bytes of a token", path, self.n_dropped_bytes)
-        with path.open("rb") as lines:
+        with open_regular_file(path) as lines:
             for event, place in iter_ndjson(lines, path):
-                issues = find_schema_issues("raw_event", event, "raw_event", place)
+                issues = find_schema_issues("raw_event", event, "raw_event", place, self._version)
                 if issues:
                     raise schema_error(issues)
                 contradictions = self._checks.find_raw_event_issues(event, place)
@@ -206,18 +239,21 @@ def create_working_bundle(
     check_values("manifest", manifest, "manifest")
     refuse_existing(run_dir)
     folder = working_path(run_dir)
-    if (folder / MANIFEST_FILE).exists():
-        raise UsageError(
-            f"{folder} holds an unfinished run; resume it with resume_working_bundle, or remove it"
-        )
+    refuse_unfinished(folder)
+    made = [parent for parent in reversed(folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trace = TraceFile(folder / RAW_TRACE_FILE, durable=durable)
     except OSError as error:
-        raise _not_writable(folder, error) from error
-    trace.clear()
-    write_json_atomic(folder / MANIFEST_FILE, manifest)
-    return WorkingBundle(run_dir, manifest, trace)
+        raise not_writable(folder, error) from error
+    try:
+        refuse_unfinished(folder)  # another process may have been faster
+        trace.clear()
+        write_json_atomic(folder / MANIFEST_FILE, manifest)
+    except BaseException:
+        trace.close()
+        raise
+    return WorkingBundle(run_dir, manifest, trace, made)
 
 
 def resume_working_bundle(
@@ -241,26 +277,17 @@ def resume_working_bundle(
     try:
         manifest = load_json_artifact(folder / MANIFEST_FILE, "manifest")
         trace = TraceFile(folder / RAW_TRACE_FILE, durable=durable)
-        for name in _OPTIONAL_FILES:
-            remove_file(folder / name)
     except OSError as error:
         if isinstance(error, MoeWeightsError):
             raise
-        raise _not_writable(folder, error) from error
+        raise not_writable(folder, error) from error
     bundle = WorkingBundle(run_dir, manifest, trace)
     try:
+        remove_temporary_siblings(folder)
+        for name in OPTIONAL_FILES:
+            remove_file(folder / name)
         bundle._read_back()
     except BaseException:
         bundle.close()
         raise
     return bundle
-
-
-def working_path(run_dir: Path) -> Path:
-    """Return the folder beside a bundle's place in which the bundle grows."""
-    return run_dir.with_name(f".run-bundle.working-{run_dir.name}")
-
-
-def _not_writable(folder: Path, error: OSError) -> OutputError:
-    cause = error.strerror or str(error)
-    return OutputError(f"cannot write {folder}: {cause}; make the folder of bundles writable")

@@ -48,6 +48,7 @@ TEXT_COLUMNS = frozenset(
         "raw_proj",
         "reason",
         "resolved_proj",
+        "role",
         "rule_name",
         "scheme",
         "source_tensor",

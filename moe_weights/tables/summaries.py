@@ -16,29 +16,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from moe_weights.columns import Cell, Column, Table, TableSchema
+from moe_weights.measure.metric_table import magnitude_columns
 from moe_weights.tables.keys import KEY_COLUMNS, group_rows, metric_values
+from moe_weights.tables.reader import require_columns
 
 Grouped: TypeAlias = "pd.api.typing.DataFrameGroupBy[tuple[Hashable, ...], Literal[True]]"
 Aggregate: TypeAlias = Callable[[Grouped], pd.DataFrame]
 
-WEIGHT_METRICS: dict[str, str] = {
-    "mean": "weight",
-    "std": "weight",
-    "mean_abs": "weight",
-    "rms": "weight",
-    "max_abs": "weight",
-    "p50_abs": "weight",
-    "p99_abs": "weight",
-    "p999_abs": "weight",
-    "outlier_max_over_mean": "ratio",
-    "outlier_p99_over_median": "ratio",
-    "outlier_p999_over_median": "ratio",
-}
-QUANT_METRICS: dict[str, str] = {
-    "w_rel_fro": "relative, 0 = exact",
-    "w_rel_max": "relative, 0 = exact",
-    "scale_mean": "weight per code step",
-    "scale_max": "weight per code step",
+WEIGHT_METRICS = {column.name: column.unit for column in magnitude_columns()}
+# Those of `quantize.error.ERROR_COLUMNS`, which comes with compiled kernels.
+QUANT_METRICS = {
+    "w_rel_fro": "relative",
+    "w_rel_max": "relative",
+    "scale_mean": "weight",
+    "scale_max": "weight",
     "bias_mean": "weight",
     "bias_max": "weight",
 }
@@ -132,7 +123,7 @@ def summary_metrics(summary: Summary, frame: pd.DataFrame) -> dict[str, str]:
             return QUANT_METRICS
         return {name: unit for name, unit in QUANT_METRICS.items() if name in frame.columns}
     outliers = [name for name in frame.columns if name.startswith("g") and "_outlier" in name]
-    return WEIGHT_METRICS | dict.fromkeys(outliers, "ratio")
+    return WEIGHT_METRICS | dict.fromkeys(outliers, "relative")
 
 
 def summary_schema(
@@ -183,13 +174,14 @@ def summarise(
         One row per group, ordered by stack, then keys; null keys last.
 
     Raises:
-        InvalidDataError: a key or metric column holds values of another kind.
+        InvalidDataError: a key or metric column is missing or holds values of another kind.
     """
     metrics = summary_metrics(summary, frame)
     schema = summary_schema(summary, metrics, by_stack=by_stack, name=name)
     if not len(frame):
         return Table.from_rows(schema, ())
     keys = (*summary.keys, "stack") if by_stack else summary.keys
+    require_columns(frame, (*keys, *metrics), summary.source)
     groups = group_rows(frame, keys, summary.source)
     measured = pd.DataFrame(
         {metric: metric_values(frame, metric, summary.source) for metric in metrics},

@@ -6,7 +6,7 @@
 3. The bytes are written atomically; a failure there is a failure of the disk and ends the command.
 4. The sibling of the other format is removed: one stem, one file.
 
-The only door to pyarrow.
+This and `arrow_arrays` are the only doors to pyarrow.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from moe_weights.atomic_files import atomic_path, remove_file
 from moe_weights.columns import Cell, Column, Table, TableSchema
 from moe_weights.errors import BackendUnavailableError, InvalidDataError
 from moe_weights.run_directory import RunDirectory
+from moe_weights.tables.arrow_arrays import arrow_array
 from moe_weights.tables.csv_format import format_csv
 
 TableFormat: TypeAlias = Literal["parquet", "csv"]
@@ -121,9 +122,7 @@ def write_table(
 def load_parquet() -> None:
     """Load the package that encodes Parquet, if it is there, so that its memory is known early."""
     with contextlib.suppress(ImportError):
-        import pyarrow.parquet
-
-        pyarrow.array(["loads what is loaded late"])
+        import pyarrow.parquet  # noqa: F401
 
 
 def write_parquet_stream(path: Path, tables: Iterable[Table], schema: TableSchema) -> int:
@@ -269,12 +268,12 @@ def _encode_parquet(table: Table, compression: str | None) -> bytes:
 def _arrow_table(table: Table) -> Any:
     import pyarrow as pa
 
-    schema, n_rows = _arrow_schema(table.schema), table.n_rows
+    n_rows = table.n_rows
     arrays = [  # one column's cells at a time: a large model's rows would not fit as Python objects
-        pa.array(_checked_cells(table, column, n_rows), type=field.type)
-        for column, field in zip(table.schema.columns, schema, strict=True)
+        arrow_array(_checked_cells(table, column, n_rows), column.dtype)
+        for column in table.schema.columns
     ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=_arrow_schema(table.schema))
 
 
 def _arrow_schema(schema: TableSchema) -> Any:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from moe_weights.tracing.trace import Trace, TraceArtifact, TraceSpan
     from moe_weights.tracing.trace_files import load_trace, write_trace
     from moe_weights.tracing.vocabulary import (
+        STAGES,
         DeviceKind,
         DeviceRef,
         HookPoint,
@@ -88,9 +89,17 @@ _HOMES = {
     "toy_engine": ("ToyEngine",),
     "trace": ("Trace", "TraceArtifact", "TraceSpan"),
     "trace_files": ("load_trace", "write_trace"),
-    "vocabulary": ("DeviceKind", "DeviceRef", "HookPoint", "SupportLevel", "TraceArtifactKind"),
+    "vocabulary": (
+        "STAGES",
+        "DeviceKind",
+        "DeviceRef",
+        "HookPoint",
+        "SupportLevel",
+        "TraceArtifactKind",
+    ),
 }
 __all__ = [
+    "STAGES",
     "AccessLevel",
     "CaptureSet",
     "ClaimPolicy",

@@ -16,9 +16,9 @@ _DEVICES = ("cpu", "cuda", "mps")
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `trace`."""
     side = "model directory, saved capture (its .json document), or any label with --mock"
-    parser.add_argument("--baseline", required=True, help=f"what is trusted: {side}")
-    parser.add_argument("--target", required=True, help="what is asked about, likewise")
-    parser.add_argument("--prompt", required=True, help="input of both")
+    parser.add_argument("--baseline", type=_text, required=True, help=f"what is trusted: {side}")
+    parser.add_argument("--target", type=_text, required=True, help="what is asked about, likewise")
+    parser.add_argument("--prompt", type=_text, required=True, help="input of both")
     parser.add_argument(
         "--hooks",
         default="prefill,kv_transfer,decode_step",
@@ -45,7 +45,10 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mock", action="store_true", help="compare random numbers, run no model")
     parser.add_argument(
-        "--noise-scale", type=float, default=0.0, help="noise of the target's mock (default: 0.0)"
+        "--noise-scale",
+        type=_noise_scale,
+        default=0.0,
+        help="noise of the target's mock (default: 0.0)",
     )
     parser.add_argument(
         "--json", dest="json_path", type=Path, metavar="PATH", help="write the result"
@@ -62,8 +65,8 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `trace-model`."""
-    parser.add_argument("--model", required=True, help="model directory, or: toy")
-    parser.add_argument("--prompt", required=True, help="input text")
+    parser.add_argument("--model", type=_text, required=True, help="model directory, or: toy")
+    parser.add_argument("--prompt", type=_text, required=True, help="input text")
     parser.add_argument(
         "--out",
         dest="out_path",
@@ -100,8 +103,8 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `trace-sweep`."""
-    parser.add_argument("--model", required=True, help="model directory, or: toy")
-    parser.add_argument("--prompt", required=True, help="text that is repeated")
+    parser.add_argument("--model", type=_text, required=True, help="model directory, or: toy")
+    parser.add_argument("--prompt", type=_text, required=True, help="text that is repeated")
     parser.add_argument(
         "--repeat-counts", default="1,2,4", help="how often, comma list (default: %(default)s)"
     )
@@ -168,3 +171,21 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def _noise_scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
+    return value
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no UTF-8 text") from error
+    return text

@@ -180,7 +180,8 @@ def _read_members(
             try:
                 # A copy of the header is not trusted with a pickle.
                 array = np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
+            except (ValueError, EOFError, OSError, MemoryError, OverflowError) as error:
+                # A header may claim any shape.
                 problems.append(_problem("npy_unreadable", item.place, str(error)[:200]))
                 continue
             arrays[member] = array
@@ -211,7 +212,10 @@ def _entry_problems(item: ArrayEntry, array: Array) -> list[DocumentProblem]:
 
 def _agree(found: JsonValue, told: JsonValue) -> bool:
     if isinstance(found, (int, float)) and isinstance(told, (int, float)):
-        return math.isclose(found, told, rel_tol=_SUMMARY_RELATIVE_TOLERANCE, abs_tol=1e-30)
+        try:
+            return math.isclose(found, told, rel_tol=_SUMMARY_RELATIVE_TOLERANCE, abs_tol=1e-30)
+        except OverflowError:  # the document says an integer beyond the largest float
+            return False
     return found is told
 
 

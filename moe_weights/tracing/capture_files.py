@@ -108,7 +108,9 @@ def load_captures(path: Path) -> CaptureSet:
 def _semantic_problems(document: Mapping[str, Any]) -> list[DocumentProblem]:
     problems: list[DocumentProblem] = []
     seen: set[tuple[object, ...]] = set()
-    n_steps = len(document["decode_ids"])
+    steps = {capture["step"] for capture in document["captures"]} - {None}
+    n_steps = len(document["decode_ids"]) or len(steps)
+    problems += _token_problems(document)
     for position, capture in enumerate(document["captures"]):
         place = f"$.captures[{position}]"
         key = (capture["hook_point"], capture["layer"], capture["step"])
@@ -119,11 +121,34 @@ def _semantic_problems(document: Mapping[str, Any]) -> list[DocumentProblem]:
         problem = capture_problem(*key, document["num_layers"])
         if problem is not None:
             problems.append(semantic_problem(problem[0], place, problem[1]))
-        elif capture["step"] is not None and n_steps and capture["step"] >= n_steps:
-            message = f"step {capture['step']}, but there are {n_steps} decode_ids"
+        elif capture["step"] is not None and capture["step"] >= n_steps:
+            what = "decode_ids" if document["decode_ids"] else "steps with a capture"
+            message = f"step {capture['step']}, but there are {n_steps} {what}"
             problems.append(semantic_problem("step_out_of_range", f"{place}.step", message))
         problems += _shape_problems(capture, place, document)
     return problems
+
+
+def _token_problems(document: Mapping[str, Any]) -> list[DocumentProblem]:
+    """Return the token ids that no logits of the run have a place for."""
+    shapes = [
+        capture["arrays"]["logits"]["shape"]
+        for capture in document["captures"]
+        if "logits" in capture["arrays"]
+    ]
+    vocabulary_size = max((shape[-1] for shape in shapes if shape), default=None)
+    if vocabulary_size is None:
+        return []
+    return [
+        semantic_problem(
+            "token_id_out_of_range",
+            f"$.{name}[{position}]",
+            f"{token_id}, but the logits are over {vocabulary_size} tokens",
+        )
+        for name in ("prompt_ids", "decode_ids")
+        for position, token_id in enumerate(document[name])
+        if token_id >= vocabulary_size
+    ]
 
 
 def _shape_problems(

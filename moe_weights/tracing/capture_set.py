@@ -15,7 +15,12 @@ from moe_weights.atomic_files import JsonValue
 from moe_weights.errors import InvalidDataError
 from moe_weights.tracing.captures import Array, HookCapture
 from moe_weights.tracing.engine import ModelEngine, ModelPass, check_token_ids
-from moe_weights.tracing.field_checks import require_count, require_metadata
+from moe_weights.tracing.field_checks import (
+    MAX_LAYERS,
+    require_count,
+    require_metadata,
+    require_unicode,
+)
 from moe_weights.tracing.hooks import ReplayHook
 from moe_weights.tracing.vocabulary import HookPoint
 
@@ -45,11 +50,14 @@ class CaptureSet:
 
     def __post_init__(self) -> None:
         require_metadata(self.source, "source")
-        require_count(self.num_layers, "num_layers", minimum=1)
+        if self.prompt is not None:
+            require_unicode(self.prompt, "prompt")
+        require_count(self.num_layers, "num_layers", minimum=1, maximum=MAX_LAYERS)
         for name in ("prompt_ids", "decode_ids", "captures"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for token_id in (*self.prompt_ids, *self.decode_ids):
-            require_count(token_id, "prompt_ids and decode_ids")
+        for name in ("prompt_ids", "decode_ids"):
+            for token_id in getattr(self, name):
+                require_count(token_id, name)
         ReplayHook(self.captures)
         for position, capture in enumerate(self.captures):
             problem = capture_problem(
@@ -102,9 +110,10 @@ def capture_model(
         notes: Added to the model's own.
 
     Raises:
-        InvalidDataError: an id is out of range.
+        InvalidDataError: an id is out of range, or the number of steps is none.
     """
     model = engine.model
+    require_count(decode_steps, "decode_steps")
     check_token_ids([*prompt_ids, *decode_ids], model)
     every_layer = range(model.n_layers)
     done = engine.run_pass(prompt_ids, None, layers=every_layer, with_kv_cache=True)

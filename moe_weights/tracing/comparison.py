@@ -17,6 +17,7 @@ from moe_weights.atomic_files import JsonValue
 from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.tracing.array_summary import float64_blocks
 from moe_weights.tracing.captures import CAPTURE_FIELDS, Array, HookCapture
+from moe_weights.tracing.field_checks import require_number
 from moe_weights.tracing.vocabulary import HookPoint
 
 DEFAULT_THRESHOLD = 1e-5
@@ -104,8 +105,10 @@ def check_threshold(threshold: float) -> None:
     Raises:
         UsageError: it is negative or not finite.
     """
-    if not math.isfinite(threshold) or threshold < 0:
-        raise UsageError(f"threshold: {threshold!r} is not a finite number of at least 0")
+    try:
+        require_number(threshold, "threshold", minimum=0)
+    except InvalidDataError as error:
+        raise UsageError(str(error)) from error
 
 
 def compare_captures(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.errors import CheckpointError
 
 MAX_DEPTH = 64
@@ -87,9 +89,10 @@ def read_document(path: Path) -> dict[str, Any]:
         DocumentError: it cannot be read or is not strict JSON; nothing of it is used.
     """
     try:
-        if path.stat().st_size > MAX_DOCUMENT_NBYTES:
-            raise _refusal(path, "file", "too_large", f"more than {MAX_DOCUMENT_NBYTES} bytes")
-        encoded = path.read_bytes()
+        with open_regular_file(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_DOCUMENT_NBYTES:
+                raise _refusal(path, "file", "too_large", f"more than {MAX_DOCUMENT_NBYTES} bytes")
+            encoded = stream.read()
     except OSError as error:
         text = error.strerror or str(error)
         raise _refusal(path, "file", "unreadable", text) from error

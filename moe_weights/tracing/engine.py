@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.errors import CheckpointError, InvalidDataError
+from moe_weights.errors import BackendUnavailableError, CheckpointError, InvalidDataError
 from moe_weights.tracing.capability import RuntimeCapability
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.field_checks import require_count, require_text
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceRef
+
+
+class DeviceUnavailableError(BackendUnavailableError):
+    """A framework is there, and the device that was asked for is not."""
 
 
 class TraceModelError(CheckpointError):
@@ -141,12 +145,12 @@ def check_token_ids(token_ids: Sequence[int], model: LoadedModel) -> None:
     """
     if not token_ids:
         raise InvalidDataError("prompt: it has no tokens; give a longer text or token ids")
-    largest = max(token_ids)
-    if min(token_ids) < 0 or largest >= model.vocabulary_size:
-        raise InvalidDataError(
-            f"prompt_ids: {largest} is outside the vocabulary of {model.model_name}, "
-            f"0 to {model.vocabulary_size - 1}"
-        )
+    for token_id in token_ids:
+        if not 0 <= token_id < model.vocabulary_size:
+            raise InvalidDataError(
+                f"prompt_ids: {token_id} is outside the vocabulary of {model.model_name}, "
+                f"0 to {model.vocabulary_size - 1}"
+            )
 
 
 def check_layers(layers: Collection[int], model: LoadedModel, field_name: str) -> None:

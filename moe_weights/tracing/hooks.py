@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.tracing.captures import HookCapture
+from moe_weights.tracing.field_checks import MAX_LAYERS, require_count, require_number
 from moe_weights.tracing.vocabulary import HookPoint
 
 # Streams of the mock's generator, so that noise never disturbs what noise is added to.
@@ -54,7 +55,18 @@ class MockInferenceHook:
             seq_len: Tokens of the prompt.
             noise_scale: Standard deviation of what is added to every value; 0 adds nothing.
             seed: Of the values and of the noise.
+
+        Raises:
+            UsageError: a size, the noise or the seed is negative, or no finite number.
         """
+        try:
+            require_count(num_layers, "num_layers", maximum=MAX_LAYERS)
+            require_count(hidden_dim, "hidden_dim")
+            require_count(seq_len, "seq_len")
+            require_number(noise_scale, "noise_scale", minimum=0)
+            require_count(seed, "seed")
+        except InvalidDataError as error:
+            raise UsageError(str(error)) from error
         self.num_layers = num_layers
         self.hidden_dim = hidden_dim
         self.seq_len = seq_len

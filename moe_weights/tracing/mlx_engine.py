@@ -14,16 +14,12 @@ from typing import Any
 import numpy as np
 
 from moe_weights.atomic_files import JsonValue
+from moe_weights.live_models import first_line, import_framework
 from moe_weights.tracing.capability import declared_capability
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.engine import LoadedModel, ModelPass, TraceModelError
 from moe_weights.tracing.model_config import read_model_config, vocabulary_size_of
-from moe_weights.tracing.prompt_tokens import (
-    PromptTokenizer,
-    first_line,
-    import_backend,
-    load_tokenizer,
-)
+from moe_weights.tracing.prompt_tokens import PURPOSE, PromptTokenizer, load_tokenizer
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 
@@ -42,8 +38,8 @@ class MlxEngine:
         Raises:
             TraceModelError: no part of it holds the list of its layers.
         """
-        self._mx = import_backend("mlx.core")
-        self._make_cache = import_backend("mlx_lm.models.cache").make_prompt_cache
+        self._mx = import_framework("mlx.core", PURPOSE)
+        self._make_cache = import_framework("mlx_lm.models.cache", PURPOSE).make_prompt_cache
         self._network = network
         self._model = model
         self._tokenizer = tokenizer
@@ -122,7 +118,7 @@ class MlxEngine:
 
         Packed weights of a quantised layer count as the words that they are stored in.
         """
-        flatten = import_backend("mlx.utils").tree_flatten
+        flatten = import_framework("mlx.utils", PURPOSE).tree_flatten
         weights = [array for _name, array in flatten(self._recorders[layer].wrapped.parameters())]
         return {
             "n_parameters": sum(int(weight.size) for weight in weights),
@@ -179,7 +175,7 @@ def load_mlx_engine(model_path: Path) -> MlxEngine:
         TraceModelError: it cannot be loaded.
     """
     config = read_model_config(model_path)
-    mx, utils = import_backend("mlx.core"), import_backend("mlx_lm.utils")
+    mx, utils = import_framework("mlx.core", PURPOSE), import_framework("mlx_lm.utils", PURPOSE)
     try:
         network, _config = utils.load_model(model_path, lazy=False, strict=True)
     except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.tracing.engine import TraceModelError
 
 Backend = Literal["torch", "mlx"]
@@ -21,7 +22,8 @@ def read_model_config(model_path: Path) -> dict[str, Any]:
     """
     path = model_path / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        with open_regular_file(path) as stream:
+            config = json.loads(stream.read())
     except OSError as error:
         raise TraceModelError(
             f"{path}: {error.strerror or error}; give a model directory with a config.json"

@@ -5,6 +5,7 @@ Wall-clock durations appear here and nowhere else in what is summarised for repo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,7 +30,8 @@ class ProfileSummary:
         output_bytes: Sum; None when no span counted them.
         host_device_copies: Sum.
         sync_points: Sum.
-        tokens_per_second: token_count / total_duration_s; None when either is missing or zero.
+        tokens_per_second: token_count / total_duration_s; None when either is missing or zero, or
+            the quotient is no finite number.
     """
 
     trace_id: str
@@ -70,8 +72,15 @@ def profile_summary(trace: Trace) -> ProfileSummary:
         output_bytes=_sum(profile.output_bytes for profile in profiles),
         host_device_copies=_copies(profiles),
         sync_points=sum(profile.sync_points for profile in profiles),
-        tokens_per_second=tokens / total if tokens and total else None,
+        tokens_per_second=_rate(tokens, total),
     )
+
+
+def _rate(tokens: int | None, total_s: float | None) -> float | None:
+    if not tokens or not total_s:
+        return None
+    rate = tokens / total_s
+    return rate if math.isfinite(rate) else None
 
 
 def _copies(profiles: list[StageProfile]) -> int:

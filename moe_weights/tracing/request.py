@@ -11,7 +11,9 @@ from moe_weights.tracing.field_checks import (
     require_count,
     require_distinct,
     require_metadata,
+    require_number,
     require_text,
+    require_unicode,
 )
 from moe_weights.tracing.vocabulary import TraceArtifactKind, parse_word
 
@@ -82,6 +84,8 @@ class TraceRequest:
         object.__setattr__(self, "interventions", tuple(self.interventions))
         if not self.prompt_ids and not self.input_text:
             raise InvalidDataError("input_text: give a text, or token ids in prompt_ids")
+        if self.input_text is not None:
+            require_unicode(self.input_text, "input_text")
         for token_id in self.prompt_ids:
             require_count(token_id, "prompt_ids")
         for layer in self.collect_layers:
@@ -89,6 +93,8 @@ class TraceRequest:
         for intervention in self.interventions:
             require_text(intervention.name, "interventions.name")
             require_count(intervention.layer, "interventions.layer")
+            require_number(intervention.scale, "interventions.scale")
+            require_number(intervention.shift, "interventions.shift")
         require_count(self.decode_steps, "decode_steps")
         require_metadata(self.metadata, "metadata")
         if self.return_logprobs and not self.return_logits:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.errors import UsageError
+from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.tracing.captures import HookCapture
 from moe_weights.tracing.claims import (
     AccessLevel,
@@ -25,6 +25,7 @@ from moe_weights.tracing.comparison import (
     compare_captures,
     missing_fields,
 )
+from moe_weights.tracing.field_checks import MAX_LAYERS, require_count, require_unicode
 from moe_weights.tracing.hooks import InferenceHook
 from moe_weights.tracing.vocabulary import HookPoint, parse_word
 
@@ -139,12 +140,20 @@ def run_trace(
         notes: For the report.
 
     Raises:
-        UsageError: the threshold, layers or steps are negative.
+        UsageError: the threshold, layers or steps are negative, layers more than 100000, or a text
+            is no Unicode.
         InvalidDataError: a hook point is unknown.
     """
     check_threshold(threshold)
-    if num_layers < 0 or decode_steps < 0:
-        raise UsageError("num_layers and decode_steps: give whole numbers of at least 0")
+    try:
+        require_count(num_layers, "num_layers", maximum=MAX_LAYERS)
+        require_count(decode_steps, "decode_steps")
+        for name, text in {
+            "prompt": prompt, "baseline_url": baseline_url, "target_url": target_url,
+        }.items():  # fmt: skip
+            require_unicode(text, name)
+    except InvalidDataError as error:
+        raise UsageError(str(error)) from error
     asked = {
         parse_word(HookPoint, hook, "hooks") for hook in (HookPoint if hooks is None else hooks)
     }

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from moe_weights.errors import InvalidDataError, MoeWeightsError, UsageError
+from moe_weights.live_models import first_line
 from moe_weights.tracing.capture_files import load_captures
 from moe_weights.tracing.capture_set import CaptureSet, capture_model
 from moe_weights.tracing.engine import TraceModelError
@@ -23,7 +24,6 @@ from moe_weights.tracing.engines import is_toy, is_url, open_engine
 from moe_weights.tracing.prompt_tokens import (
     NO_TOKENIZER_NOTE,
     PromptTokenizer,
-    first_line,
     load_tokenizer,
 )
 from moe_weights.tracing.vocabulary import HookPoint

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_weights.atomic_files import JsonValue, to_json, write_json_atomic
-from moe_weights.errors import BackendUnavailableError, ExitCode, InvalidDataError, UsageError
-from moe_weights.tracing.engine import ModelEngine
+from moe_weights.errors import ExitCode, InvalidDataError, UsageError
+from moe_weights.tracing.engine import DeviceUnavailableError, ModelEngine
 from moe_weights.tracing.engines import is_toy, open_engine
 from moe_weights.tracing.executor import trace_model
 from moe_weights.tracing.profile_totals import profile_summary
@@ -116,9 +116,8 @@ def open_sweep_engine(options: SweepOptions) -> ModelEngine | None:
     if not is_toy(options.model):
         try:
             engine = open_engine(options.model, backend=options.backend, device="cuda")
-        except BackendUnavailableError as error:
-            if "device" not in str(error):
-                raise
+        except DeviceUnavailableError:
+            pass
         else:
             is_usable = engine.model.device.is_accelerator or options.allow_cpu_fallback
             return engine if is_usable else None

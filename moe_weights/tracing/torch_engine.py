@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.errors import BackendUnavailableError
+from moe_weights.live_models import import_framework, load_network, use_plain_experts
 from moe_weights.tracing.capability import declared_capability
 from moe_weights.tracing.captures import Array
-from moe_weights.tracing.engine import LoadedModel, ModelPass, TraceModelError
+from moe_weights.tracing.engine import (
+    DeviceUnavailableError,
+    LoadedModel,
+    ModelPass,
+    TraceModelError,
+)
 from moe_weights.tracing.model_config import (
     decoder_layer_count,
     read_model_config,
     vocabulary_size_of,
 )
-from moe_weights.tracing.prompt_tokens import (
-    PromptTokenizer,
-    first_line,
-    import_backend,
-    load_tokenizer,
-)
+from moe_weights.tracing.prompt_tokens import PURPOSE, PromptTokenizer, load_tokenizer
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 
@@ -51,7 +51,7 @@ class TorchEngine:
         Raises:
             TraceModelError: it has no list of `model.n_layers` decoder layers.
         """
-        self._torch = import_backend("torch")
+        self._torch = import_framework("torch", PURPOSE)
         self._network = network
         self._model = model
         self._tokenizer = tokenizer
@@ -152,39 +152,18 @@ def load_torch_engine(model_path: Path, *, device: str = "cpu") -> TorchEngine:
         TraceModelError: it cannot be loaded, or weights of it are missing.
     """
     config = read_model_config(model_path)
-    torch, transformers = import_backend("torch"), import_backend("transformers")
+    torch, transformers = (
+        import_framework("torch", PURPOSE),
+        import_framework("transformers", PURPOSE),
+    )
     label = torch_device(torch, device)
     n_layers, vocabulary_size = decoder_layer_count(config), vocabulary_size_of(config)
     if n_layers is None or vocabulary_size is None:
         raise TraceModelError(
             f"{model_path}/config.json: it does not say num_hidden_layers and vocab_size"
         )
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        network, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            str(model_path),
-            dtype="auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        # Each model class and file format of the library raises errors of its own.
-        raise TraceModelError(
-            f"{model_path}: transformers cannot load it: {first_line(error)}"
-        ) from error
-    for what in ("missing_keys", "mismatched_keys"):
-        names = sorted(map(str, loading.get(what, ())))
-        if names:
-            # The library fills such weights with random numbers.
-            raise TraceModelError(
-                f"{model_path}: {len(names)} weights are {what.partition('_')[0]}, for example "
-                f"{names[0]}; the model would run with random ones"
-            )
-    if device == "cpu" and hasattr(network, "set_experts_implementation"):
-        # One plain product per expert: the grouped one refuses widths that are no multiple of 16
-        # bytes, and this is the reference that other backends are held against.
-        network.set_experts_implementation("eager")
+    network, loading = load_network(transformers, model_path, TraceModelError)
+    use_plain_experts(network, device)
     tokenizer = PromptTokenizer(load_tokenizer(model_path), vocabulary_size)
     unexpected = loading.get("unexpected_keys", ())
     notes = []
@@ -210,7 +189,7 @@ def torch_device(torch: Any, device: str) -> str:
     """Return PyTorch's name of a device.
 
     Raises:
-        BackendUnavailableError: PyTorch does not see one.
+        DeviceUnavailableError: PyTorch does not see one.
     """
     available = {
         "cpu": lambda: True,
@@ -218,7 +197,7 @@ def torch_device(torch: Any, device: str) -> str:
         "mps": torch.backends.mps.is_available,
     }
     if device not in available or not available[device]():
-        raise BackendUnavailableError(f"device {device!r} is not there; use cpu")
+        raise DeviceUnavailableError(f"device {device!r} is not there; use cpu")
     return "cuda:0" if device == "cuda" else device
 
 

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.errors import UsageError
+from moe_weights.live_models import byte_tokens
 from moe_weights.tracing.capability import RuntimeCapability, declared_capability
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.engine import LoadedModel, ModelPass
-from moe_weights.tracing.prompt_tokens import byte_tokens
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 

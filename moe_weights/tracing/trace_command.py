@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_weights.errors import ExitCode, InvalidDataError, MoeWeightsError, UsageError
+from moe_weights.live_models import first_line
 from moe_weights.tracing.engine import TraceModelError
 from moe_weights.tracing.engines import open_engine
 from moe_weights.tracing.evidence import claim_summary
 from moe_weights.tracing.executor import RuntimeTraceResult, trace_model
 from moe_weights.tracing.field_checks import require_file_id
 from moe_weights.tracing.profile_totals import profile_summary
-from moe_weights.tracing.prompt_tokens import first_line
 from moe_weights.tracing.request import TraceRequest
 from moe_weights.tracing.trace_files import write_trace
 from moe_weights.tracing.vocabulary import TraceArtifactKind

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moe_weights.atomic_files import JsonValue, write_json_atomic
+from moe_weights.columns import TableSchema
 from moe_weights.config.template import template_config
 from moe_weights.run_directory import RunDirectory
 
@@ -29,6 +30,18 @@ METRICS = (
     "g32_max_outlier",
 )
 
+ONE_MATRIX: Mapping[str, object] = {
+    "file": "a.safetensors",
+    "derived_tensor": "t",
+    "layer": 0,
+    "block4": 0,
+    "proj": "gate_proj",
+    "expert_id": 0,
+    "is_shared_expert": False,
+    "rows": 4,
+    "cols": 8,
+}
+
 CREATED_AT = "2026-01-02T03:04:05Z"
 
 
@@ -37,6 +50,12 @@ def temporary_folder(test: unittest.TestCase) -> Path:
     folder = tempfile.TemporaryDirectory()
     test.addCleanup(folder.cleanup)
     return Path(folder.name).resolve()
+
+
+def row_of(schema: TableSchema, **cells: object) -> dict[str, object]:
+    """Return a row of a table: null, but for what tells its matrix apart, unless given."""
+    keys = ("file", "derived_tensor", "layer", "proj", "expert_id")
+    return {**dict.fromkeys(schema.column_names), **{key: ONE_MATRIX[key] for key in keys}, **cells}
 
 
 def make_run(test: unittest.TestCase, **sections: JsonValue) -> RunDirectory:
@@ -57,33 +76,13 @@ def make_run(test: unittest.TestCase, **sections: JsonValue) -> RunDirectory:
 
 def stats_row(**cells: object) -> dict[str, object]:
     """Return a row of matrix_stats; every metric is 1.0 unless given."""
-    return {
-        "file": "a.safetensors",
-        "derived_tensor": "t",
-        "layer": 0,
-        "block4": 0,
-        "proj": "gate_proj",
-        "expert_id": 0,
-        "is_shared_expert": False,
-        "rows": 4,
-        "cols": 8,
-        **dict.fromkeys(METRICS, 1.0),
-        **cells,
-    }
+    return {**ONE_MATRIX, **dict.fromkeys(METRICS, 1.0), **cells}
 
 
 def quant_row(**cells: object) -> dict[str, object]:
     """Return a row of quant_sim without biases or error."""
     return {
-        "file": "a.safetensors",
-        "derived_tensor": "t",
-        "layer": 0,
-        "block4": 0,
-        "proj": "gate_proj",
-        "expert_id": 0,
-        "is_shared_expert": False,
-        "rows": 4,
-        "cols": 8,
+        **ONE_MATRIX,
         "scheme": "q4",
         "w_rel_fro": 0.1,
         "w_rel_max": 0.2,

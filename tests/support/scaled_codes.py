@@ -36,6 +36,17 @@ def e8m0(code: int) -> float:
     return math.nan if code == 255 else 2.0 ** (code - 127)
 
 
+def nibble(packed: np.ndarray, *at: int) -> int:
+    """Return the four-bit code of one element; two lie in a byte, the first of them low."""
+    byte = int(packed[(*at[:-1], at[-1] // 2)])
+    return byte >> 4 if at[-1] % 2 else byte & 15
+
+
+def random_bytes(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Return bytes of every value."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
 def header_of(name: str, code: str, shape: tuple[int, ...]) -> TensorHeader:
     """Return a header without a place in a file."""
     return TensorHeader(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.errors import BackendUnavailableError, CheckpointError, UsageError
 
 
@@ -42,13 +43,14 @@ def read_record(path: Path) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        with open_regular_file(path) as stream:
+            return json.loads(stream.read().decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # also integers of too many digits
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def _read_numpy(path: Path) -> Any:
-    with path.open("rb") as stream:
+    with open_regular_file(path) as stream:
         try:
             loaded = np.load(stream, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
@@ -73,7 +75,8 @@ def _read_torch(path: Path) -> Any:
             "pip install 'moe-weights[capture]', or save the record as JSON"
         ) from error
     try:
-        loaded = torch.load(str(path), map_location="cpu", weights_only=True)
+        with open_regular_file(path) as stream:
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moe_weights.errors import InvalidDataError, UsageError
-from moe_weights.routing.importers.recorded import Array, RecordedToken, to_ids
+from moe_weights.routing.importers.recorded import Array, RecordedToken, to_ids, to_int64
 
 # ForwardMode of sglang/srt/model_executor/forward_batch_info.py
 _EXTEND, _DECODE, _IDLE = 1, 2, 4
@@ -52,6 +52,7 @@ def read_sglang_counts(dump: Mapping[str, Any]) -> Array:
     """
     if _LOGICAL in dump:
         counts = _integers(dump[_LOGICAL], _LOGICAL)
+        _check_sum(counts, _LOGICAL)
         counts = counts.sum(axis=0) if counts.ndim == 3 else counts
     else:
         passes = [
@@ -60,6 +61,8 @@ def read_sglang_counts(dump: Mapping[str, Any]) -> Array:
         ]
         if any(entry.shape != passes[0].shape for entry in passes):
             raise InvalidDataError(f"records: {_PHYSICAL} changes its shape")
+        for entry in passes:
+            _check_sum(entry, _PHYSICAL, len(passes))
         counts = np.sum(passes, axis=0)
         if dump.get(_MAP) is not None and counts.ndim == 2:
             counts = _to_logical_counts(counts, _integers(dump[_MAP], _MAP))
@@ -103,7 +106,7 @@ def read_sglang_tokens(
             f"the record has {len(starts)} texts, a bundle holds one; choose one with --request"
         )
     chosen = request or 0
-    if chosen >= len(starts):
+    if not 0 <= chosen < len(starts):
         raise UsageError(f"the record has {len(starts)} texts, there is no number {chosen}")
     ends = [*starts[1:], len(tokens)]
     text = tokens[starts[chosen] : ends[chosen]]
@@ -143,6 +146,13 @@ def _pass(
                 token_id=token_id,
             ),
         )
+
+
+def _check_sum(counts: Array, what: str, n_arrays: int = 1) -> None:
+    """Refuse counts whose sum could leave int64; NumPy's would go round without a word."""
+    largest = int(counts.max(initial=0))
+    if largest * counts.size * n_arrays > np.iinfo(np.int64).max:
+        raise InvalidDataError(f"{what} counts up to {largest}; no run selects that often")
 
 
 def _to_logical_ids(experts: Array, mapping: Array, number: int) -> Array:
@@ -190,4 +200,4 @@ def _integers(values: object, what: str) -> Array:
         raise InvalidDataError(f"{what} is no array: {error}") from error
     if array.dtype.kind not in "iu":
         raise InvalidDataError(f"{what} must hold integers, got {array.dtype}")
-    return array.astype(np.int64)
+    return to_int64(array, what)

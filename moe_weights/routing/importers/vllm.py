@@ -134,7 +134,7 @@ def _one_of(items: list[Any], number: int | None, what: str) -> Mapping[str, Any
         how = "; choose one with --request" if what == "requests" else "; keep one of them"
         raise UsageError(f"the record has {len(items)} {what}, a bundle holds one text{how}")
     place = number or 0
-    if place >= len(items) or not isinstance(items[place], Mapping):
+    if not 0 <= place < len(items) or not isinstance(items[place], Mapping):
         raise UsageError(f"the record has no {what}[{place}]")
     item: Mapping[str, Any] = items[place]
     return item

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from moe_weights import compiled
+
+
+class CacheFolder(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name)
+        self.file = self.path / "file"
+        self.file.write_text("", encoding="utf-8")
+
+    def found(self, numba_cache: Path, user_cache: Path) -> Path | None:
+        given = {"NUMBA_CACHE_DIR": str(numba_cache), "XDG_CACHE_HOME": str(user_cache)}
+        with mock.patch.dict(os.environ, given):
+            return compiled.cache_folder.__wrapped__()
+
+    def test_is_the_one_that_is_asked_for(self) -> None:
+        found = self.found(self.path / "asked", self.path / "user")
+        assert found is not None
+        self.assertEqual(found.parent, self.path / "asked")
+        self.assertTrue(found.is_dir())
+
+    def test_is_the_users_where_the_first_cannot_be_made(self) -> None:
+        found = self.found(self.file, self.path / "user")
+        assert found is not None
+        self.assertEqual(found.parent, self.path / "user")
+
+    def test_is_none_where_nothing_can_be_written(self) -> None:
+        self.assertIsNone(self.found(self.file, self.file))
+
+    def test_is_another_one_for_other_kernels_or_compiler_options(self) -> None:
+        def name() -> str:
+            found = self.found(self.path, self.path)
+            assert found is not None
+            return found.name
+
+        names = [name(), name()]
+        kernels = self.path / "kernels.py"
+        with mock.patch.object(compiled, "_sources", lambda _room: [kernels]):
+            for text in ("a = 1", "a = 2"):
+                kernels.write_text(text, encoding="utf-8")
+                names.append(name())
+        with mock.patch.object(compiled, "__file__", str(self.file)):
+            names.append(name())
+        self.assertEqual(names[0], names[1])
+        self.assertEqual(len(set(names)), 4)
