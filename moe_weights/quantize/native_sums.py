@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_weights.compiled import inlined, kernel
+from moe_weights.quantize.native_exact_sums import add_line
 from moe_weights.quantize.native_lanes import LANES
 from moe_weights.quantize.native_rounding import load_weights, without_sign
 from moe_weights.quantize.native_scales import (
@@ -54,22 +55,17 @@ from moe_weights.quantize.sum_places import (
     ABS_WEIGHT,
     BIAS,
     BIAS_MAX,
-    DIGIT_BITS,
     ERROR_SQUARE,
-    N_DIGITS,
     PRODUCT,
     RESTORED_SQUARE,
     SATURATED,
     SCALE,
     SCALE_MAX,
-    TOP_EXPONENT,
     WEIGHT_SQUARE,
     ZERO_SCALE,
 )
 
 _ZERO, _LOWEST, _HIGHEST = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
-_TOP_UNIT, _NEXT_UNIT = 2.0**TOP_EXPONENT, 2.0**-DIGIT_BITS
-_WINDOW = 2.0**28
 
 
 @inlined
@@ -82,44 +78,6 @@ def add_to(sums: Any, place: int, value: float) -> None:  # pragma: no cover
     else:
         sums[place + 1] += (value - after) + before
     sums[place] = after
-
-
-@inlined
-def _add_exactly(sums: Any, place: int, value: float) -> None:  # pragma: no cover
-    """Add a multiple of the least float32 to a sum without rounding, see sum_places."""
-    unit = _TOP_UNIT
-    for number in range(place, place + N_DIGITS):
-        if value == 0.0:
-            break
-        if abs(value) >= unit:
-            digit = np.trunc(value / unit)
-            sums[number] += digit
-            value -= digit * unit
-        unit *= _NEXT_UNIT
-    if value != 0.0:  # NaN, also what an infinite one leaves
-        sums[place] = np.nan
-
-
-@kernel
-def _add_line(
-    sums: Any, place: int, line: Any, rounded: float, most: float, least: float
-) -> None:  # pragma: no cover
-    """Add the scales or biases of a row to a sum without rounding.
-
-    Args:
-        sums: See sum_places.
-        place: `SCALE` or `BIAS`.
-        line: (n_groups,) float32.
-        rounded: Their sum in float64, added in any order.
-        most: Largest magnitude.
-        least: Least magnitude but zero.
-    """
-    # Then all of them and all their sums are whole multiples, below 2**53, of a least bit.
-    if most * len(line) <= least * _WINDOW:
-        _add_exactly(sums, place, rounded)
-    else:
-        for number in range(len(line)):
-            _add_exactly(sums, place, np.float64(line[number]))
 
 
 @inlined
@@ -222,12 +180,12 @@ def note_groups(
                 stored = load_weights(data, index, kind)
                 beyond += count((stored < least) | (stored > most))
             sums[SATURATED] += beyond
-    _add_line(
+    add_line(
         sums, SCALE, scratch[STORED_SCALE * lines : STORED_SCALE * lines + n_groups],
         total(scale_sum), float(largest(abs_scale)), -float(largest(floats(_ZERO) - least_scale)),
     )  # fmt: skip
     if mode == MODE_AFFINE:
-        _add_line(
+        add_line(
             sums, BIAS, scratch[STORED_BIAS * lines : STORED_BIAS * lines + n_groups],
             total(bias_sum), float(largest(abs_bias)), -float(largest(floats(_ZERO) - least_bias)),
         )  # fmt: skip
