@@ -17,7 +17,8 @@ from moe_weights.findings import FindingKind
 EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "Done, with or without warnings.",
     ExitCode.INVALID_DATA: "The collected data contradicts itself (for example two rows for one "
-    "matrix and scheme), or an unforeseen error.",
+    "matrix and scheme), workers died again and again, a Dask scheduler was lost or has no "
+    "workers, the system gave no more memory, or an unforeseen error.",
     ExitCode.USAGE: "Arguments, analysis_config.json, a missing model path, a run directory that "
     "is missing or in use. Nothing is written into a run that is in use.",
     ExitCode.INDEX: "scan.strict_index is on and the shard index is absent, broken or names a "

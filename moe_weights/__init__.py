@@ -6,8 +6,7 @@ package loads nothing heavy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing's own takes longer to load than this package
 if TYPE_CHECKING:
     from moe_weights.run_reader import OpenedRun, open_run
 

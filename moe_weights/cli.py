@@ -1,4 +1,4 @@
-"""The one console entry: `moe-weights <command>`, also `python -m moe_weights <command>`.
+"""The commands of `moe-weights <command>`, also `python -m moe_weights <command>`.
 
 A subcommand's modules are loaded when it is used, so that `--help` and small commands start fast.
 """
@@ -9,18 +9,21 @@ import argparse
 import gc
 import io
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import moe_weights
 from moe_weights.cli_runtime import add_runtime_commands
 from moe_weights.errors import ExitCode, MoeWeightsError
+from moe_weights.interruption import TOLD
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _EXIT_CODES = """exit codes:
   0  ok, with or without warnings
-  1  invalid data (for example duplicate keys), or an unforeseen error
+  1  invalid data (for example duplicate keys), lost workers, or an unforeseen error
   2  usage or analysis_config.json
   3  index strictness
   4  extraction or coverage strictness
@@ -38,19 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see `errors.ExitCode`.
     """
-    # Loading packages makes objects by the hundred thousand and no garbage: collect it rarely.
-    gc.set_threshold(100_000, 20, 20)
-    arguments = _build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks must not end a run of hours.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        # Loading packages makes objects by the hundred thousand and no garbage: collect it rarely.
+        gc.set_threshold(100_000, 20, 20)
+        arguments = _build_parser().parse_args(argv)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks must not end a run of hours.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        logging.basicConfig(
+            level=arguments.log_level.upper(),
+            format="%(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except ImportError as error:
         # A declared dependency is gone; those that may be missing are handled where they are used.
@@ -65,13 +68,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return int(error.exit_code)
-    except KeyboardInterrupt:
+    except (MemoryError, RuntimeError) as error:
+        # A thread needs room for its stack, and says so in this way.
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
         print(  # noqa: T201
-            "interrupted; nothing half-written is left. collect-data goes on from its finished "
-            "parts when the same command is run again",
+            f"error: MemoryError: {str(error) or 'no more was given'}; nothing half-written is "
+            "left, and finished parts are kept: run the same command again with a smaller "
+            "--max-memory, with fewer --workers, or with a higher limit (see ulimit -v)",
             file=sys.stderr,
         )
+        return int(ExitCode.INVALID_DATA)
+    except KeyboardInterrupt:
+        print(TOLD, file=sys.stderr)  # noqa: T201
         return int(ExitCode.INTERRUPTED)
+
+
+def show_warnings_without_source() -> None:
+    """Have warnings of this package shown as one line: where it is installed helps nobody."""
+    whole, folder = warnings.formatwarning, f"{Path(__file__).parent}{os.sep}"
+
+    def format_warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if filename.startswith(folder):
+            return f"{category.__name__}: {message}\n"
+        return whole(message, category, filename, lineno, line)
+
+    warnings.formatwarning = format_warning
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -177,7 +205,8 @@ def _add_collect_data(commands: _Commands[argparse.ArgumentParser]) -> None:
         "--workers",
         type=_positive_int,
         metavar="N",
-        help="how many measure at a time (default: the usable CPUs)",
+        help="how many measure at a time (default: the usable CPUs); a cluster given by its "
+        "address has its own number",
     )
     parser.add_argument(
         "--max-memory",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from moe_weights.cli import main
+from moe_weights.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["collect-data", *sys.argv[1:]]))

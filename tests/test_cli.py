@@ -3,15 +3,17 @@ from __future__ import annotations
 import io
 import logging
 import runpy
+import signal
 import subprocess
 import sys
 import unittest
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import moe_weights
-from moe_weights.cli import main
+from moe_weights.cli import main, show_warnings_without_source
 from moe_weights.errors import ConfigError, ConfigProblem, OutputError
 from tests.support.command_line import CommandCase, random_weights, run_command
 
@@ -132,6 +134,21 @@ class Failures(unittest.TestCase):
         self.assertEqual(code, 130)
         self.assertTrue(told.startswith("interrupted; "))
 
+    def test_of_memory_say_what_to_ask_for_and_what_is_kept(self) -> None:
+        for error, cause in (
+            (MemoryError(), "no more was given"),
+            (MemoryError("Unable to allocate 3. GiB"), "Unable to allocate 3. GiB"),
+            (RuntimeError("can't start new thread"), "can't start new thread"),
+        ):
+            told = (
+                f"error: MemoryError: {cause}; nothing half-written is left, and finished parts "
+                "are kept: run the same command again with a smaller --max-memory, with fewer "
+                "--workers, or with a higher limit (see ulimit -v)\n"
+            )
+            self.assertEqual(self.run_with(error), (1, told))
+        with self.assertRaises(RuntimeError):
+            self.run_with(RuntimeError("something else"))
+
     def test_of_a_missing_package_say_what_to_install(self) -> None:
         code, told = self.run_with(ModuleNotFoundError("No module named 'ml_dtypes'"))
         self.assertEqual(code, 2)
@@ -190,7 +207,10 @@ class LogLevel(unittest.TestCase):
 
 class ModuleEntry(unittest.TestCase):
     def test_is_the_same_program(self) -> None:
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         with (
+            mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
+            mock.patch.object(warnings, "formatwarning", warnings.formatwarning),
             mock.patch.object(sys, "argv", ["moe_weights", "build-tables", "--run-dir", "/none"]),
             mock.patch("sys.stderr", io.StringIO()) as told,
             self.assertRaises(SystemExit) as ending,
@@ -201,6 +221,17 @@ class ModuleEntry(unittest.TestCase):
             told.getvalue(),
             "error: UsageError: run directory not found: /none; run init_run first\n",
         )
+
+
+class PythonWarnings(unittest.TestCase):
+    def test_of_this_package_are_shown_without_their_source(self) -> None:
+        with mock.patch.object(warnings, "formatwarning", warnings.formatwarning):
+            before = warnings.formatwarning
+            show_warnings_without_source()
+            own = warnings.formatwarning("gone", RuntimeWarning, moe_weights.__file__, 3)
+            other = warnings.formatwarning("gone", RuntimeWarning, "/x/other.py", 3, "a = b")
+            self.assertEqual(other, before("gone", RuntimeWarning, "/x/other.py", 3, "a = b"))
+        self.assertEqual(own, "RuntimeWarning: gone\n")
 
 
 class PublicNames(unittest.TestCase):

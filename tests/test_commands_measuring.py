@@ -94,6 +94,31 @@ class MeasuringCase(unittest.TestCase):
             yield measured
 
 
+class NobodyThere(MeasuringCase):
+    def test_is_looked_for_and_told_while_nothing_is_finished(self) -> None:
+        news = iter(["the cluster has no workers", None])
+        looked = []
+
+        class Dawdling(ThreadWorkers):
+            def look_after(self) -> str | None:
+                looked.append(1)
+                return next(news, None)
+
+        def run(batch: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
+            while len(looked) < 3:
+                time.sleep(0.001)
+            return run_units(batch, settings)
+
+        pool = Dawdling(1)
+        self.addCleanup(pool.stop)
+        with (
+            mock.patch.object(workers, "run_units", run),
+            mock.patch.object(measuring, "_LOOK_EVERY_S", 0.001),
+        ):
+            self.assertEqual(self.measure_in(pool), self.expected)
+        self.assertEqual(self.said.count("[warn] the cluster has no workers\n"), 1)
+
+
 class AnyNumberOfWorkers(MeasuringCase):
     def test_gives_the_results_of_a_plain_loop_in_plan_order(self) -> None:
         for n_workers in (1, 4):

@@ -36,6 +36,10 @@ class Sizes(unittest.TestCase):
                 f"{text!r} is no size; write for example 2GiB, 512MiB or 1073741824",
             )
 
+    def test_beyond_all_numbers_are_refused(self) -> None:
+        with self.assertRaises(ValueError):
+            parse_size("9" * 400)
+
 
 class Budget(unittest.TestCase):
     def test_is_never_exceeded_by_many_threads(self) -> None:

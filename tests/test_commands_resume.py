@@ -271,7 +271,7 @@ class ControlC(CommandCase):
                 "proj": "gate_proj"}  # fmt: skip
         self.configure({"extract_rules": [rule]})
 
-    def interrupt(self, executor: str) -> None:
+    def interrupt(self, executor: str, within: float = 2) -> None:
         arguments = ["--run-dir", str(self.path), "--workers", "2", "--executor", executor]
         run = subprocess.Popen(
             [sys.executable, "-m", "moe_weights", "collect-data", *arguments],
@@ -298,7 +298,7 @@ class ControlC(CommandCase):
             "interrupted; nothing half-written is left. collect-data goes on from its finished "
             "parts when the same command is run again\n",
         )
-        self.assertLess(seconds, 2)
+        self.assertLess(seconds, within)
         self.assertTrue(wait_until(lambda: all(has_ended(pid) for pid in children), 5))
         self.assertEqual([file for file in self.files(".") if ".tmp" in file], [])
         with RunLock(self.run_directory.lock_path):
@@ -309,6 +309,9 @@ class ControlC(CommandCase):
 
     def test_ends_processes_within_two_seconds(self) -> None:
         self.interrupt("processes")
+
+    def test_ends_a_cluster_of_this_machine_as_quietly(self) -> None:
+        self.interrupt("dask", within=15)  # it tells its workers to close, and waits for that
 
 
 def children_of(pid: int) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,23 +14,23 @@ import unittest
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from moe_weights.commands import matrix_blocks, parts, work, workers
+from moe_weights.commands import dask_workers, matrix_blocks, parts, work
+from moe_weights.commands.dask_workers import DaskWorkers, run_units_as
 from moe_weights.commands.matrix_blocks import PlainUnit
 from moe_weights.commands.work import StoppedError, run_units
 from moe_weights.commands.workers import (
-    DaskWorkers,
     ProcessWorkers,
     ThreadWorkers,
     open_workers,
-    run_units_as,
 )
-from moe_weights.errors import OutputError, WorkerError
+from moe_weights.errors import CheckpointError, OutputError, WorkerError
 from tests.support.command_line import CommandCase
 from tests.support.work_units import content_of
 from tests.support.worker_pools import KillingStore, Poison, has_ended, wait_until
@@ -162,20 +164,51 @@ class Cluster(MeasuringCase):
 
     def test_of_another_version_is_refused(self) -> None:
         with (
-            mock.patch.object(workers, "code_digest", return_value="another"),
-            open_workers("dask", 1, self.cluster.scheduler_address) as pool,
+            mock.patch.object(dask_workers, "code_digest", return_value="another"),
             self.assertRaises(WorkerError) as caught,
+            open_workers("dask", 1, self.cluster.scheduler_address),
+        ):
+            raise AssertionError("the workers were taken")
+        self.assertRegex(
+            str(caught.exception),
+            r"^the worker tcp://127\.0\.0\.1:\d+ has another version of moe-weights than this "
+            r"machine; install the same one on all workers, restart them, and run the same command "
+            r"again$",
+        )
+
+    def test_without_this_package_is_refused(self) -> None:
+        missing = dask_workers._CODE.replace("moe_weights", "no_such_package")
+        with (
+            mock.patch.object(dask_workers, "_CODE", missing),
+            self.assertRaises(WorkerError) as caught,
+            open_workers("dask", 1, self.cluster.scheduler_address),
+        ):
+            raise AssertionError("the workers were taken")
+        self.assertRegex(
+            str(caught.exception),
+            r"^the worker tcp://127\.0\.0\.1:\d+ cannot load moe-weights \(No module named "
+            r"'no_such_package'\); install this machine's version on all workers, restart them, "
+            r"and run the same command again$",
+        )
+
+    def test_without_the_model_says_which_worker_needs_it(self) -> None:
+        self.settings = replace(self.settings, root=self.folder / "elsewhere")
+        with (
+            self.assertRaises(CheckpointError) as caught,
+            open_workers("dask", 1, self.cluster.scheduler_address) as pool,
         ):
             self.measure_in(pool)
         self.assertEqual(
             str(caught.exception),
-            "a worker has another version of moe-weights than this machine; install the same one "
-            "on all workers, restart them, and run the same command again",
+            "cannot read model.safetensors: No such file or directory; check that the file is "
+            f"there and that you may read it (told by the worker {socket.gethostname()}, which "
+            f"needs the model below {self.folder / 'elsewhere'} as this machine does)",
         )
 
     def test_whose_scheduler_is_lost_ends_the_run(self) -> None:
         address = self.cluster.scheduler_address
-        for error in (OSError("connection reset by peer"), CancelledError("gone")):
+        closed = self.distributed.client.ClosedClientError("after closing")
+        for error in (OSError("connection reset by peer"), CancelledError("gone"), closed):
             with self.assertRaises(WorkerError) as caught, open_workers("dask", 1, address):
                 raise error
             self.assertEqual(
@@ -183,6 +216,9 @@ class Cluster(MeasuringCase):
                 f"the Dask scheduler at {address} was lost ({error}); start it again, then run the "
                 "same command again: finished parts are kept",
             )
+        with self.assertRaises(WorkerError) as caught, open_workers("dask", 1, address):
+            raise CancelledError
+        self.assertIn(" was lost (CancelledError); start it again", str(caught.exception))
 
     def test_has_nothing_to_do_with_errors_of_this_machine(self) -> None:
         with (
@@ -197,9 +233,44 @@ class Cluster(MeasuringCase):
         pool.renew()
 
 
+class ClusterWithoutWorkers(unittest.TestCase):
+    def setUp(self) -> None:
+        self.client = mock.Mock(**{"scheduler.address": "tcp://a:1", "nthreads.return_value": {}})
+        self.pool = DaskWorkers(self.client, KeyError)
+        self.now = 100.0
+        self.enterContext(mock.patch("time.monotonic", lambda: self.now))
+
+    def test_is_told_once_and_given_up_after_a_minute(self) -> None:
+        self.assertEqual(
+            self.pool.look_after(),
+            "the Dask cluster at tcp://a:1 has no workers; waiting 60 s for one: dask worker "
+            "tcp://a:1",
+        )
+        self.now += 59
+        self.assertIsNone(self.pool.look_after())
+        self.now += 1
+        with self.assertRaises(WorkerError) as caught:
+            self.pool.look_after()
+        self.assertEqual(
+            str(caught.exception),
+            "the Dask cluster at tcp://a:1 has had no workers for 60 s; start some with `dask "
+            "worker tcp://a:1` where this machine's version of moe-weights is installed, then run "
+            "the same command again: finished parts are kept",
+        )
+
+    def test_goes_on_when_one_comes(self) -> None:
+        self.assertIsNotNone(self.pool.look_after())
+        self.client.nthreads.return_value = {"b": 3}
+        self.now += 70
+        self.assertEqual(self.pool.n_workers, 3)
+        self.client.nthreads.return_value = {}
+        self.assertEqual(self.pool.n_workers, 1)
+        self.assertIn("has no workers; waiting", str(self.pool.look_after()))
+
+
 class LocalCluster(unittest.TestCase):
     def test_is_made_where_no_address_is_given(self) -> None:
-        client = mock.Mock(**{"nthreads.return_value": {"a": 1, "b": 2}})
+        client = mock.Mock(**{"nthreads.return_value": {"a": 1, "b": 2}, "run.return_value": {}})
         fake = mock.MagicMock(KilledWorker=KeyError)
         fake.Client.return_value.__enter__.return_value = client
         with (
@@ -208,10 +279,23 @@ class LocalCluster(unittest.TestCase):
         ):
             self.assertEqual(pool.n_workers, 3)
         fake.LocalCluster.assert_called_once_with(
-            n_workers=3, threads_per_worker=1, dashboard_address=":0"
+            n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
         )
         fake.LocalCluster.return_value.__exit__.assert_called_once()
         client.get_executor.return_value.shutdown.assert_called_once_with(wait=False)
+
+
+class ClusterOnThisMachine(CommandCase):
+    def test_says_nothing_on_standard_error(self) -> None:
+        self.write_model()
+        self.configure()
+        done = subprocess.run(
+            [sys.executable, "-m", "moe_weights", "collect-data", "--run-dir", str(self.path),
+             "--executor", "dask", "--workers", "1"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("[collect] matrix_stats rows: 6 ", done.stdout)
 
 
 class OtherMachines(MeasuringCase):
@@ -223,8 +307,6 @@ class OtherMachines(MeasuringCase):
             run_units_as("another", self.units[:1], self.settings)
 
     def test_do_not_need_the_scratch_folder_of_this_one(self) -> None:
-        from dataclasses import replace
-
         settings = replace(self.settings, scratch_folder=self.folder / "gone")
         found = run_units(self.units[:1], settings)
         self.assertEqual(content_of([found]), self.expected[:1])

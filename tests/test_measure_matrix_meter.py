@@ -98,6 +98,37 @@ class AgainstExactFractions(unittest.TestCase):
                 with self.subTest(dtype=dtype, matrix=name):
                     self.check(adversarial_matrices(dtype)[name], 0.0)
 
+    def test_on_float64_of_every_exponent(self) -> None:
+        draw = np.random.default_rng(8)
+        signs = np.where(draw.random((6, 64)) < 0.5, -1.0, 1.0)
+        for exponent in (-1023, -1000, -700, -600, -512, -500, 500, 511, 512, 700, 1000, 1023):
+            with self.subTest(exponent=exponent):
+                self.check(np.ldexp(draw.random((6, 64)) * signs, exponent), 0.0)
+
+    def test_on_float64_denormals_of_every_width(self) -> None:
+        draw = np.random.default_rng(9)
+        for bits in (1, 2, 3, 8, 24, 47, 48, 49, 51, 52):
+            matrix = draw.integers(1, 2**bits, (6, 64)).astype(np.uint64).view(np.float64)
+            matrix[1] = 0.0
+            with self.subTest(bits=bits):
+                self.check(matrix, 1e-12)
+
+    def test_on_float64_rows_of_very_different_size(self) -> None:
+        matrix = np.random.default_rng(10).normal(size=(5, 64))
+        for row, exponent in ((0, 300), (1, -150), (2, -150), (4, 310)):
+            matrix[row] = np.ldexp(matrix[row], exponent)
+        matrix[:, 7] = np.ldexp(matrix[:, 7], -70)
+        self.check(np.ldexp(matrix, -20), 0.0)
+        self.check(np.ldexp(matrix, 700), 0.0)
+        self.check(np.ldexp(matrix, -1000), 1e-12)
+
+    def test_without_a_ratio_to_a_median_that_is_nothing_beside_the_largest(self) -> None:
+        matrix = np.random.default_rng(11).normal(size=(5, 32))
+        matrix[4] = np.ldexp(matrix[4], 500)
+        found = meter_matrix(matrix, make_settings())[0].values
+        self.assertIsNone(found["row_norm_max_over_median"])
+        self.assertAlmostEqual(found["row_norm_cv"], 2.0, places=14)  # type: ignore[arg-type]
+
     def test_sums_of_many_rows(self) -> None:
         matrix = normal_matrix(600, 3, "float32", sigma=0.02)  # columns are emptied twice
         self.check(matrix, 1e-12)

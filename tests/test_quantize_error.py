@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import unittest
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,53 @@ class ScalesAndBiases(unittest.TestCase):
     def test_have_null_biases_for_modes_without_them(self) -> None:
         found = cells([[1.0]], [[1.0]])
         self.assertEqual([found["bias_mean"], found["bias_max"]], [None, None])
+
+
+class MeanScalesAndBiases(unittest.TestCase):
+    """Within a row, where float64 may add them, and over rows."""
+
+    TOP, LEAST = float(np.finfo(np.float32).max), 2.0**-149
+
+    def means(self, scales: list[list[float]]) -> list[float | None]:
+        """Return the means of scales and of biases, which are the scales turned round."""
+        given = np.array(scales)
+        matrix = np.zeros((given.shape[0], given.shape[1] * COLS), dtype=np.float32)
+        sums = ErrorSums(AFFINE, matrix.dtype)
+        sums.add_restored(matrix, RoundTrip(matrix, given, -given))
+        found = sums.cells(0.0)
+        return [found["scale_mean"], found["bias_mean"]]  # type: ignore[list-item] # numbers
+
+    def check(self, scales: list[list[float]]) -> None:
+        exact = sum(Fraction(float(np.float32(scale))) for row in scales for scale in row)
+        mean = float(exact / (len(scales) * len(scales[0])))
+        self.assertEqual(self.means(scales), [mean, -mean])
+
+    def test_are_rounded_once_however_much_cancels(self) -> None:
+        top, least = self.TOP, self.LEAST
+        self.check([[top, 0.0, -top, 0.0, 1e-3, 0.0, 0.0, least]])
+        self.check([[top, top, top, least, -top, -top, -top, least]] * 3)
+        self.check([[top, 1.0], [-top, least], [1e20, -1.0], [-1e20, -1e-30]])
+        self.check([[0.1, -0.1], [1e30, -1e30], [1e-40, 3e-41]])
+        self.check([[1.0, -1.0] * 4])
+
+    def test_do_not_overflow(self) -> None:
+        self.check([[self.TOP] * 8] * 5)
+        self.check([[-self.TOP, -self.LEAST]] * 5)
+
+    def test_are_rounded_once_for_random_sizes_and_signs(self) -> None:
+        draw = np.random.default_rng(4)
+        for spread in (1, 6, 12, 37):
+            scales = draw.normal(size=(9, 24)) * 10.0 ** draw.integers(-spread, spread + 1, (9, 24))
+            self.check(scales.tolist())
+
+    def test_are_null_where_one_is_not_finite(self) -> None:
+        for scale in (math.inf, -math.inf, math.nan):
+            self.assertEqual(self.means([[1.0, scale], [2.0, 3.0]]), [None, None])
+
+    def test_beside_them_the_largest_are_null_as_well_where_they_are_infinite(self) -> None:
+        found = cells([[0.0]], [[0.0]], scales=[[math.inf]], biases=[[math.inf]], scheme=AFFINE)
+        names = ("scale_max", "bias_max", "scale_abs_max")
+        self.assertEqual([found[name] for name in names], [None] * 3)
 
 
 class SignalToNoise(unittest.TestCase):

@@ -196,28 +196,31 @@ def _collect(
                 measure.sample_per_matrix,
                 measure.sample_seed,
             )
-    results = _measure(survey, settings, store, options, reporter, config)
-    if shard_identities(survey) != identities:
-        raise CheckpointError(
-            "the checkpoint changed while it was read; let its writer finish, then run again: "
-            "everything will be measured anew"
+    try:
+        results = _measure(survey, settings, store, options, reporter, config)
+        if shard_identities(survey) != identities:
+            raise CheckpointError(
+                "the checkpoint changed while it was read; let its writer finish, then run again: "
+                "everything will be measured anew"
+            )
+        write_results(
+            CollectedRun(
+                run=run,
+                manifest=manifest,
+                loaded=loaded,
+                model_path_override=options.model_path,
+                survey=survey,
+                measure=measure,
+                simulation=simulation,
+                results=results,
+                max_memory=options.max_memory,
+                baseline=baseline,
+                started=started,
+            ),
+            writer,
         )
-    write_results(
-        CollectedRun(
-            run=run,
-            manifest=manifest,
-            loaded=loaded,
-            model_path_override=options.model_path,
-            survey=survey,
-            measure=measure,
-            simulation=simulation,
-            results=results,
-            max_memory=options.max_memory,
-            baseline=baseline,
-            started=started,
-        ),
-        writer,
-    )
+    except OutputError as error:
+        raise OutputError(f"{error}; {store.kept_text}") from error
     store.discard()
 
 
@@ -240,7 +243,4 @@ def _measure(
                 progress_every_files=config.debug.print_progress_every_files,
             )
     except OutputError as error:
-        raise OutputError(
-            f"{error}; complete so far: the finished parts below cache/parts, which the next run "
-            "takes up; tables and logs are as they were before"
-        ) from error
+        raise OutputError(f"{error}; tables and logs are as they were before") from error

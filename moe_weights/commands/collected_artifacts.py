@@ -187,8 +187,9 @@ class ArtifactWriter:
             raise self._incomplete(error) from error
 
     def _incomplete(self, error: OutputError) -> OutputError:
-        complete = ", ".join(entry.path for entry in self.entries) or "nothing"
-        return OutputError(f"{error}; complete so far: {complete}")
+        complete = ", ".join(entry.path for entry in self.entries)
+        told = f"complete so far: {complete}" if complete else "no table is complete yet"
+        return OutputError(f"{error}; {told}")
 
 
 def _inventory_table(survey: Survey, config: AnalysisConfig) -> Table:

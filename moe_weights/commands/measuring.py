@@ -17,6 +17,8 @@ from moe_weights.extract.work_unit import WorkUnit
 _QUEUED_PER_WORKER = 2
 # A batch that was being measured this often when a worker died is given up.
 _MAX_ATTEMPTS = 4
+# So long nothing may be finished before somebody looks whether the workers are still there.
+_LOOK_EVERY_S = 5.0
 
 
 def measure_units(
@@ -41,7 +43,7 @@ def measure_units(
     Raises:
         CheckpointError: a shard cannot be read; what was finished stays committed.
         OutputError: a part cannot be written.
-        WorkerError: a batch has killed several workers.
+        WorkerError: a batch has killed several workers, or nobody is there to measure.
     """
     batches = batch_units(units)
     left_in_file = Counter(unit.source.header.file for unit in units)
@@ -122,7 +124,11 @@ class _Loop:
         except self._pool.died as error:
             self._replace_workers(error)
             return
-        done, _running = wait(self._running, return_when=FIRST_COMPLETED)
+        done, _running = wait(self._running, _LOOK_EVERY_S, return_when=FIRST_COMPLETED)
+        if not done:
+            news = self._pool.look_after()
+            if news is not None:
+                self._reporter.warn(f"[warn] {news}")
         for future in sorted(done, key=self._rank):
             try:
                 result = future.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import re
 import resource
 import sys
@@ -74,10 +75,11 @@ def parse_size(text: str) -> int:
     """Return bytes from `1GiB`, `512 MB`, `2g` or `1073741824`; all units are powers of 1024.
 
     Raises:
-        ValueError: it is no size, or zero.
+        ValueError: it is no size, zero, or beyond all numbers.
     """
     match = _SIZE.match(text)
-    nbytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    size = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
+    nbytes = int(size) if math.isfinite(size) else 0
     if not nbytes:
         raise ValueError(f"{text!r} is no size; write for example 2GiB, 512MiB or 1073741824")
     return nbytes

@@ -193,6 +193,13 @@ class PartStore:
             self._pending.clear()
         self._written_at = time.monotonic()
 
+    @property
+    def kept_text(self) -> str:
+        """What a person is told about the parts when a run ends early."""
+        if not any(self._folder.glob(_PART_NAMES)):
+            return "nothing that was measured could be kept"
+        return "what was measured is kept below cache/parts, and the same command goes on from it"
+
     def discard(self) -> None:
         """Remove all parts, of every fingerprint."""
         self._pending.clear()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from moe_weights.commands.collected_artifacts import RUN_FAILURE
 from moe_weights.config.schema import AnalysisConfig
 from moe_weights.run_directory import RunDirectory
 from moe_weights.tables.deltas import MATRIX_KEYS
@@ -62,10 +63,10 @@ def read_sources(run: RunDirectory, config: AnalysisConfig, *, routed_only: bool
                 "the file was changed after collect_data"
             )
         frames[name] = with_block4(frame, name) if len(frame.columns) else frame
-    if run.log_path("run_failure.json").exists():
+    if run.log_path(RUN_FAILURE).exists():
         notes.insert(
             0,
-            "[warn] the last collect_data of this run failed (see logs/run_failure.json); these "
+            f"[warn] the last collect_data of this run failed (see logs/{RUN_FAILURE}); these "
             "tables come from what an earlier one wrote",
         )
     return TableSources(frames=frames, notes=notes)

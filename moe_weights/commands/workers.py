@@ -1,7 +1,7 @@
 """Who measures: threads of this process, processes of this machine, or a Dask cluster.
 
-All three are `concurrent.futures.Executor`s; what differs is how they are opened, stopped, and
-replaced when a worker has died.
+The last one has its own file. All three are `concurrent.futures.Executor`s; what differs is how
+they are opened, stopped, and replaced when a worker has died.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
-    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
-from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 from moe_weights.commands import work
-from moe_weights.commands.parts import code_digest
+from moe_weights.commands.dask_workers import open_dask
+from moe_weights.commands.held_interrupts import held_interrupts
 from moe_weights.commands.work import UnitResult, WorkSettings, run_units
-from moe_weights.errors import MoeWeightsError, UsageError, WorkerError
 from moe_weights.extract.work_unit import WorkUnit
 
 ExecutorKind: TypeAlias = Literal["threads", "processes", "dask"]
@@ -57,6 +55,16 @@ class WorkerPool(Protocol):
     def renew(self) -> None:
         """Replace workers that died."""
 
+    def look_after(self) -> str | None:
+        """Look whether anybody is there; called now and then while nothing is finished.
+
+        Returns:
+            What a person has to know, said once; None most of the time.
+
+        Raises:
+            WorkerError: nobody has been there for too long.
+        """
+
     def stop(self) -> None:
         """End soon; batches that were begun are left undone."""
 
@@ -78,7 +86,7 @@ def open_workers(
     with contextlib.ExitStack() as stack:
         pool: WorkerPool
         if kind == "dask":
-            pool = stack.enter_context(_open_dask(n_workers, scheduler))
+            pool = stack.enter_context(open_dask(n_workers, scheduler))
         elif kind == "processes":
             pool = ProcessWorkers(n_workers)
         else:
@@ -108,6 +116,10 @@ class ThreadWorkers:
 
     def renew(self) -> None:
         """Do nothing: threads live as long as their process."""
+
+    def look_after(self) -> str | None:
+        """Return nothing: threads are always there."""
+        return None
 
     def stop(self) -> None:
         """Let threads stop at their next block, and wait for it."""
@@ -146,13 +158,17 @@ class ProcessWorkers:
 
     def submit(self, batch: Sequence[WorkUnit], settings: WorkSettings) -> Future[UnitResult]:
         """Have a batch measured."""
-        with _without_interrupts():  # processes that start here are never interrupted
+        with held_interrupts():  # processes that start here are never interrupted
             return self._executor.submit(run_units, batch, settings)
 
     def renew(self) -> None:
         """Start new processes in place of a broken pool."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._executor = self._open()
+
+    def look_after(self) -> str | None:
+        """Return nothing: the pool itself tells that a process has died."""
+        return None
 
     def stop(self) -> None:
         """Let processes stop at their next block, and wait for it."""
@@ -168,75 +184,6 @@ class ProcessWorkers:
         )
 
 
-class DaskWorkers:
-    """Workers of a Dask cluster; the scheduler gives a dead worker's batches to others."""
-
-    def __init__(self, client: Any, scheduler_error: type[BaseException]) -> None:
-        """Use a cluster.
-
-        Args:
-            client: A `distributed.Client`.
-            scheduler_error: What a future raises when workers died too often.
-        """
-        self._client = client
-        self._executor = client.get_executor(pure=False)  # a batch that failed is measured anew
-        self._code = code_digest()
-        self._scheduler_error = scheduler_error
-
-    @property
-    def died(self) -> tuple[type[BaseException], ...]:
-        """The scheduler's own patience is at its end."""
-        return (self._scheduler_error,)
-
-    @property
-    def n_workers(self) -> int:
-        """Threads of all workers at present."""
-        return max(1, sum(int(count) for count in self._client.nthreads().values()))
-
-    def submit(self, batch: Sequence[WorkUnit], settings: WorkSettings) -> Future[UnitResult]:
-        """Have a batch measured."""
-        future: Future[UnitResult] = self._executor.submit(
-            run_units_as, self._code, tuple(batch), settings
-        )
-        return future
-
-    def renew(self) -> None:
-        """Do nothing: the cluster is somebody else's."""
-
-    def stop(self) -> None:
-        """Take back what was not measured yet."""
-        self._executor.shutdown(wait=False)
-
-
-def run_units_as(code: str, batch: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
-    """Measure a batch on another machine, if that has the same code.
-
-    Raises:
-        WorkerError: it has not; its numbers could differ.
-    """
-    if _own_code() != code:
-        raise WorkerError(
-            "a worker has another version of moe-weights than this machine; install the same one "
-            "on all workers, restart them, and run the same command again"
-        )
-    return run_units(batch, settings)
-
-
-@lru_cache(maxsize=1)
-def _own_code() -> str:
-    return code_digest()
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back from this thread; processes that are started meanwhile inherit that."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
 def _begin_process(stopping: _SharedFlag) -> None:
     """Leave Ctrl-C to the parent, and end with it even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -249,39 +196,3 @@ def _begin_process(stopping: _SharedFlag) -> None:
 def _end_after(parent: Any) -> None:
     parent.join()
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _open_dask(n_workers: int, scheduler: str | None) -> Iterator[DaskWorkers]:
-    try:
-        import distributed
-    except ImportError as error:
-        raise UsageError(
-            f"--executor dask needs the package distributed ({error}); install it with: "
-            "pip install 'moe-weights[dask]'"
-        ) from error
-    package: Any = distributed  # its functions have no types
-    with contextlib.ExitStack() as stack:
-        where: Any = scheduler
-        if scheduler is None:
-            where = stack.enter_context(
-                package.LocalCluster(
-                    n_workers=n_workers, threads_per_worker=1, dashboard_address=":0"
-                )
-            )
-        try:
-            client = stack.enter_context(package.Client(where, timeout="10s"))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"cannot reach the Dask scheduler at {scheduler}: {error}; start it with `dask "
-                "scheduler` and give its address as --scheduler tcp://HOST:8786"
-            ) from error
-        try:
-            yield DaskWorkers(client, package.KilledWorker)
-        except (OSError, CancelledError) as error:
-            if isinstance(error, MoeWeightsError):  # the cluster has nothing to do with it
-                raise
-            raise WorkerError(
-                f"the Dask scheduler at {client.scheduler.address} was lost ({error}); start it "
-                "again, then run the same command again: finished parts are kept"
-            ) from error

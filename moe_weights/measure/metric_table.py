@@ -97,7 +97,10 @@ def additive_columns() -> dict[str, Column]:
         schemes, where they show dead neurons.
     """
     cv = "population standard deviation / mean of the {} norms; null when the mean is 0"
-    peak = "largest / median of the {} norms; null when the median is 0"
+    peak = (
+        "largest / median of the {} norms; null when the median is 0, or in float64 below 1e-144 "
+        "of the largest weight"
+    )
     columns = (
         Column(
             "kurtosis",

@@ -26,6 +26,7 @@ from moe_weights.quantize.sum_places import (
     SCALE_MAX,
     WEIGHT_SQUARE,
     ZERO_SCALE,
+    exact_mean,
     new_sums,
 )
 
@@ -174,11 +175,11 @@ class ErrorSums:
         return {
             "w_rel_fro": _relative(norm_error, norm_weight + eps),
             "w_rel_max": _relative(places[ABS_ERROR], places[ABS_WEIGHT] + eps),
-            "scale_mean": (places[SCALE] + places[SCALE + 1]) / n_groups,
-            "scale_max": places[SCALE_MAX],
-            "bias_mean": (places[BIAS] + places[BIAS + 1]) / n_groups if has_biases else None,
-            "bias_max": places[BIAS_MAX] if has_biases else None,
-            "scale_abs_max": places[ABS_SCALE],
+            "scale_mean": exact_mean(self.places, SCALE, n_groups),
+            "scale_max": _finite(places[SCALE_MAX]),
+            "bias_mean": exact_mean(self.places, BIAS, n_groups) if has_biases else None,
+            "bias_max": _finite(places[BIAS_MAX]) if has_biases else None,
+            "scale_abs_max": _finite(places[ABS_SCALE]),
             "sqnr_db": _decibels(norm_weight, norm_error),
             "cosine": _cosine(product, math.sqrt(restored_square), norm_weight),
             "n_saturated": int(places[SATURATED]),
@@ -195,6 +196,10 @@ def _relative(error: float, denominator: float) -> float | None:
     if error == 0:
         return 0.0
     return error / denominator if denominator else None
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _decibels(signal: float, noise: float) -> float | None:

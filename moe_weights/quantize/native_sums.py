@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_weights.compiled import inlined, kernel
+from moe_weights.quantize.native_exact_sums import add_line
 from moe_weights.quantize.native_lanes import LANES
 from moe_weights.quantize.native_rounding import load_weights, without_sign
 from moe_weights.quantize.native_scales import (
@@ -64,7 +65,7 @@ from moe_weights.quantize.sum_places import (
     ZERO_SCALE,
 )
 
-_ZERO, _LOWEST = np.float32(0.0), np.float32(-np.inf)
+_ZERO, _LOWEST, _HIGHEST = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
 
 
 @inlined
@@ -137,6 +138,9 @@ def note_groups(
     scale_max = floats(_LOWEST)
     bias_max = floats(_LOWEST)
     abs_scale = floats(_ZERO)
+    abs_bias = floats(_ZERO)
+    least_scale = floats(_HIGHEST)
+    least_bias = floats(_HIGHEST)
     abs_weight = floats(_ZERO)
     for place in range(0, n_groups, LANES):
         here = lanes_below(n_groups - place)
@@ -152,7 +156,12 @@ def note_groups(
         bias_sum += widen(choose(here, bias, floats(_ZERO)))
         scale_max = larger(choose(here, scale, floats(_LOWEST)), scale_max)
         bias_max = larger(choose(here, bias, floats(_LOWEST)), bias_max)
-        abs_scale = larger(choose(here, without_sign(scale), floats(_ZERO)), abs_scale)
+        size = choose(here, without_sign(scale), floats(_ZERO))
+        abs_scale = larger(size, abs_scale)
+        least_scale = smaller(choose(size == floats(_ZERO), floats(_HIGHEST), size), least_scale)
+        size = choose(here, without_sign(bias), floats(_ZERO))
+        abs_bias = larger(size, abs_bias)
+        least_bias = smaller(choose(size == floats(_ZERO), floats(_HIGHEST), size), least_bias)
         sums[ZERO_SCALE] += count(here & (scale == floats(_ZERO)))
         lowest, highest = _range_of_codes(mode, n_bits, scale, bias)
         store_floats(
@@ -171,8 +180,15 @@ def note_groups(
                 stored = load_weights(data, index, kind)
                 beyond += count((stored < least) | (stored > most))
             sums[SATURATED] += beyond
-    add_to(sums, SCALE, total(scale_sum))
-    add_to(sums, BIAS, total(bias_sum))
+    add_line(
+        sums, SCALE, scratch[STORED_SCALE * lines : STORED_SCALE * lines + n_groups],
+        total(scale_sum), float(largest(abs_scale)), -float(largest(floats(_ZERO) - least_scale)),
+    )  # fmt: skip
+    if mode == MODE_AFFINE:
+        add_line(
+            sums, BIAS, scratch[STORED_BIAS * lines : STORED_BIAS * lines + n_groups],
+            total(bias_sum), float(largest(abs_bias)), -float(largest(floats(_ZERO) - least_bias)),
+        )  # fmt: skip
     sums[SCALE_MAX] = max(sums[SCALE_MAX], float(largest(scale_max)))
     sums[BIAS_MAX] = max(sums[BIAS_MAX], float(largest(bias_max)))
     sums[ABS_SCALE] = max(sums[ABS_SCALE], float(largest(abs_scale)))

@@ -48,6 +48,9 @@ class MortalPool:
     def renew(self) -> None:
         self.n_renewed += 1
 
+    def look_after(self) -> str | None:
+        return None
+
     def stop(self) -> None:
         pass
 
