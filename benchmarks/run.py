@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 from checkpoints import BYTES_PER_LAYER, first_layers, write_bf16, write_headers_only
 from commands import Collected, collect, import_seconds, plan_seconds
+from machine import memcpy_rate, scaling_without_sharing
 from numpy_statistics import mlx_and_numpy_errors, numpy_statistics
 
 from moe_weights.columns import Row
@@ -109,8 +110,10 @@ def _throughput(
     startup: list[float] = []
     memcpy: list[float] = []
     plain: list[float] = []
+    scaling: list[float] = []
     for _ in range(repeat):
-        memcpy.append(_memcpy_rate())
+        scaling.append(scaling_without_sharing(cpus))
+        memcpy.append(memcpy_rate())
         plain.append(_numpy_rate())
         startup.append(collect(tiny, runs, "--workers", "1").seconds)
         for size in all_workers:
@@ -143,7 +146,7 @@ def _throughput(
         Line(
             f"1 -> {cpus} workers",
             f"{_rate(single)} and {_rate(rate)}",
-            f"{rate / single:.2f}",
+            f"{rate / single:.2f} (the machine's own limit here: {_median(scaling):.2f})",
             "at least 1.7 for 2",
         ),
         Line(
@@ -248,13 +251,6 @@ def _plan(folder: Path, few: Path, runs: Path, repeat: int) -> Line:
 def _header_bytes(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(int.from_bytes(stream.read(8), "little"))
-
-
-def _memcpy_rate() -> float:
-    source = np.ones(2**27, dtype=np.uint8)
-    target = np.empty_like(source)
-    np.copyto(target, source)
-    return source.nbytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(5))
 
 
 def _numpy_rate() -> float:

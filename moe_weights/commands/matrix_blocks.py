@@ -27,7 +27,7 @@ from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import WorkUnit
 
 # A block stays in a core's own cache while every number of it is computed.
-BLOCK_NBYTES = 2**19
+BLOCK_NBYTES = 2**20
 # A unit of woven matrices up to this size is read once for all of them.
 SHARED_NBYTES = 32 * 2**20
 # Most of a matrix that is gathered at a time when its rows do not lie one after the other.
