@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 TOLD = (
-    "interrupted; nothing half-written is left. collect-data goes on from its finished parts when "
+    "interrupted; finished files are whole. collect-data goes on from its finished parts when "
     "the same command is run again"
 )
 _IMPORTER = "<frozen importlib._bootstrap>"

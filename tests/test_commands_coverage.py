@@ -166,6 +166,14 @@ class NothingMeasured(CoverageCase):
             dict.fromkeys(("measured", "excluded", "refused", "unmatched", "lookalike"), 0),
         )
 
+    def test_of_files_without_tensors_says_so(self) -> None:
+        self.write({})
+        self.assertEqual(
+            self.refused(4, ON),
+            "ExtractionError: config.json declares experts and none was found; the files hold no "
+            "tensors: point model_path at the weights",
+        )
+
     def test_of_a_dense_model_is_an_empty_run(self) -> None:
         self.write(self.TENSORS, num_experts=0)
         outcome = self.collected(ON)

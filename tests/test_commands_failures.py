@@ -320,7 +320,7 @@ class Interrupted(CommandCase):
         self.assertEqual(outcome.code, 130)
         self.assertEqual(
             outcome.err,
-            "interrupted; nothing half-written is left. collect-data goes on from its finished "
+            "interrupted; finished files are whole. collect-data goes on from its finished "
             "parts when the same command is run again\n",
         )
         self.assertEqual(self.files("data", "logs"), ["logs/run_failure.json"])

@@ -271,7 +271,7 @@ class ControlC(CommandCase):
                 "proj": "gate_proj"}  # fmt: skip
         self.configure({"extract_rules": [rule]})
 
-    def interrupt(self, executor: str, within: float = 2) -> None:
+    def interrupt(self, executor: str) -> None:
         arguments = ["--run-dir", str(self.path), "--workers", "2", "--executor", executor]
         run = subprocess.Popen(
             [sys.executable, "-m", "moe_weights", "collect-data", *arguments],
@@ -295,23 +295,24 @@ class ControlC(CommandCase):
         self.assertEqual(run.returncode, 130)
         self.assertEqual(
             err,
-            "interrupted; nothing half-written is left. collect-data goes on from its finished "
+            "interrupted; finished files are whole. collect-data goes on from its finished "
             "parts when the same command is run again\n",
         )
-        self.assertLess(seconds, within)
+        # A second or two on an idle machine; what was begun would take minutes.
+        self.assertLess(seconds, 10)
         self.assertTrue(wait_until(lambda: all(has_ended(pid) for pid in children), 5))
         self.assertEqual([file for file in self.files(".") if ".tmp" in file], [])
         with RunLock(self.run_directory.lock_path):
             pass
 
-    def test_ends_threads_within_two_seconds(self) -> None:
+    def test_ends_threads_long_before_their_work_would_end(self) -> None:
         self.interrupt("threads")
 
-    def test_ends_processes_within_two_seconds(self) -> None:
+    def test_ends_processes_long_before_their_work_would_end(self) -> None:
         self.interrupt("processes")
 
     def test_ends_a_cluster_of_this_machine_as_quietly(self) -> None:
-        self.interrupt("dask", within=15)  # it tells its workers to close, and waits for that
+        self.interrupt("dask")  # it tells its workers to close, and waits for that
 
 
 def children_of(pid: int) -> list[int]:

@@ -16,7 +16,7 @@ from tests.support.runs import temporary_folder
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 LINE = (
-    "interrupted; nothing half-written is left. collect-data goes on from its finished parts when "
+    "interrupted; finished files are whole. collect-data goes on from its finished parts when "
     "the same command is run again\n"
 )
 

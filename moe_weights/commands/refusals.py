@@ -28,10 +28,7 @@ def refuse_by_plan(survey: Survey, config: AnalysisConfig) -> None:
             f"were refused, for example {refused[0]}; {_why_refused(survey)}"
         )
     if plan.coverage.expectation.stacks and not plan.units:
-        raise ExtractionError(
-            "config.json declares experts and none was found; the largest tensors are "
-            f"{', '.join(_largest(survey))}; describe them in extract_rules"
-        )
+        raise ExtractionError(f"config.json declares experts and none was found; {_advice(survey)}")
     if config.scan.strict_coverage and plan.coverage.complete is not True:
         raise ExtractionError(
             f"scan.strict_coverage: {coverage_line(plan.coverage)}; the warnings and the coverage "
@@ -46,6 +43,9 @@ def _why_refused(survey: Survey) -> str:
     return "the warnings and the unmatched tensors say why"
 
 
-def _largest(survey: Survey) -> list[str]:
+def _advice(survey: Survey) -> str:
     ranked = sorted(survey.headers, key=lambda header: (-header.nbytes, header.name))
-    return [header.name for header in ranked[:_SHOWN_LARGEST]]
+    if not ranked:
+        return "the files hold no tensors: point model_path at the weights"
+    largest = ", ".join(header.name for header in ranked[:_SHOWN_LARGEST])
+    return f"the largest tensors are {largest}; describe them in extract_rules"
