@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,10 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
     raw = model_config.raw if model_config is not None else None
     index = files.index.index
     report = compare_index(files, index, headers) if files.index.used_for_scan and index else None
-    kept, copies = set_copies_apart(found.without_shadowed(headers))
+    kept: Sequence[TensorHeader] = found.without_shadowed(headers)
+    copies: tuple[TensorHeader, ...] = ()
+    if files.scan_mode != "index":  # what an index names belongs to the model
+        kept, copies = set_copies_apart(kept)
     expectation = expect_experts(raw)
     preset = choose_preset(config.parsing.preset, raw, source=str(loaded.source))
     preset_findings = _other_preset_findings(config.parsing.preset, raw)
