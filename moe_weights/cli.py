@@ -19,6 +19,7 @@ import moe_weights
 from moe_weights.cli_runtime import add_runtime_commands
 from moe_weights.errors import ExitCode, MoeWeightsError
 from moe_weights.interruption import TOLD
+from moe_weights.standard_output import stdout_errors
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _EXIT_CODES = """exit codes:
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream=sys.stderr,
         )
         run: Callable[[argparse.Namespace], int] = arguments.run
-        return run(arguments)
+        with stdout_errors():
+            code = run(arguments)
+            sys.stdout.flush()
+        return code
     except ImportError as error:
         # A declared dependency is gone; those that may be missing are handled where they are used.
         print(  # noqa: T201

@@ -251,6 +251,15 @@ class FailedCaptures(CommandCase):
         self.assertEqual([path.name for path in self.routing.iterdir()], ["capture"])
         self.assertEqual(self.capture("--unfinished", "salvage")[0], 6)
 
+    def test_its_tokens_can_be_kept_whatever_wrote_its_manifest(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        manifest = json.loads((self.working / "manifest.json").read_text())
+        del manifest["capture_config"]  # which a manifest need not have
+        (self.working / "manifest.json").write_text(json.dumps(manifest))
+        self.assertEqual(self.capture("--unfinished", "salvage")[0], 0)
+        kept = load_run_bundle(self.routing / "capture")["manifest"]
+        self.assertEqual(kept["capture_config"], {"unfinished": {"dropped_bytes": 0}})
+
     def test_its_tokens_can_be_removed(self) -> None:
         self.capture_failing(5, KeyboardInterrupt())
         (self.working / "raw_trace.ndjson").write_text("no trace at all")

@@ -16,10 +16,13 @@ from moe_weights.errors import UsageError
 from moe_weights.routing import (
     BundleError,
     load_run_bundle,
+    open_run_bundle,
     summarize_bundle,
     validate_run_bundle,
     write_run_bundle,
+    write_selections_parquet,
 )
+from moe_weights.routing.load_counts import count_events
 from tests.support.routing_bundles import (
     make_bundle,
     make_manifest,
@@ -446,6 +449,10 @@ RUN_IDS = (
 )  # fmt: skip
 
 
+def count_loads(folder: Path) -> None:
+    count_events(open_run_bundle(folder).checked_raw_events())
+
+
 class Corpus(unittest.TestCase):
     def setUp(self) -> None:
         self.root = temporary_folder(self)
@@ -455,7 +462,7 @@ class Corpus(unittest.TestCase):
         wanted = (scope, code, str(folder / place))
         found = [(issue.scope, issue.code, issue.place) for issue in issues]
         self.assertIn(wanted, found)
-        for load in (load_run_bundle, summarize_bundle):
+        for load in (load_run_bundle, summarize_bundle, count_loads, write_selections_parquet):
             with self.assertRaises(BundleError) as caught:
                 load(folder)
             text = str(caught.exception)
@@ -465,6 +472,29 @@ class Corpus(unittest.TestCase):
                 self.assertRegex(
                     text, rf"^run bundle failed semantic validation: .*\b{re.escape(code)}"
                 )
+
+
+class DamagedRoutedEvents(Corpus):
+    def test_are_refused_by_whatever_walks_over_them(self) -> None:
+        for number, (field, damage) in enumerate(
+            (
+                ("topk_indices", lambda chosen: [chosen[0], chosen[0]]),
+                ("topk_indices", lambda chosen: [chosen[0], 4]),
+                ("topk_indices", lambda chosen: chosen[:1]),
+                ("topk_probs", lambda probs: probs[:1]),
+                ("combine_weights", lambda weights: weights[:1]),
+                ("router_probs", lambda probs: [*probs, 0.0]),
+                ("num_total_experts", lambda n: n - 2),
+            )
+        ):
+            with self.subTest(field=field, number=number):
+                bundle = make_routed_bundle()
+                layer = bundle["raw_events"][1]["layers"][0]
+                layer[field] = damage(layer[field])
+                folder = write_unchecked(self.root / str(number), bundle)
+                for load in (summarize_bundle, count_loads, write_selections_parquet):
+                    with self.assertRaises(BundleError):
+                        load(folder)
 
 
 class DamagedPayloads(Corpus):

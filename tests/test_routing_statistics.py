@@ -23,7 +23,7 @@ from moe_weights.routing import (
     write_run_bundle,
 )
 from moe_weights.routing.expert_counts import load_expert_counts
-from moe_weights.routing.load_counts import LayerCounts, Trend, count_events
+from moe_weights.routing.load_counts import MOST_EXPERTS, LayerCounts, Trend, count_events
 from moe_weights.routing.load_statistics import (
     DeadRule,
     coefficient_of_variation,
@@ -275,6 +275,27 @@ class TheCommand(unittest.TestCase):
         code, told = self.run_cli(self.run_dir)
         self.assertEqual(code, 1)
         self.assertEqual(list(bundle.glob("routing_*")), [])
+
+    def test_what_cannot_be_read_is_refused_and_not_left_out(self) -> None:
+        self.write_bundle()
+        for name in ("raw_trace.ndjson", "expert_counts.json"):
+            with self.subTest(name):
+                folder = self.routing / name.partition(".")[0]
+                folder.mkdir()
+                (folder / name).symlink_to("gone")
+                code, told = self.run_cli(self.run_dir)
+                self.assertNotEqual(code, 0)
+                self.assertIn(str(folder), told)
+                (folder / name).unlink()
+
+    def test_more_experts_than_any_layer_has_are_not_counted(self) -> None:
+        with self.assertRaises(InvalidDataError) as caught:
+            LayerCounts(layer=3, num_total_experts=MOST_EXPERTS + 1)
+        self.assertEqual(
+            str(caught.exception),
+            "layer 3 is said to have 1000001 experts; more than 1000000 are not counted: the "
+            "bundle is damaged",
+        )
 
     def test_counts_without_tokens(self) -> None:
         folder = self.routing / "counts"

@@ -5,11 +5,8 @@ Colours and the moving bar only on a terminal; plain lines elsewhere; nothing wi
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 import time
-from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -23,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from moe_weights.errors import OutputError
+from moe_weights.standard_output import stdout_errors
 
 _LINE_EVERY_S = 5.0
 _PLAIN_WIDTH = 200  # piped tables must not be folded to a terminal's width
@@ -69,27 +66,12 @@ class Reporter:
     def table(self, table: Table) -> None:
         """Print a table, unless quiet."""
         if not self.quiet:
-            with _stdout_errors():
+            with stdout_errors():
                 self.console.print(table, soft_wrap=False)
 
     def _print(self, text: str) -> None:
-        with _stdout_errors():
+        with stdout_errors():
             self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _stdout_errors() -> Iterator[None]:
-    """Turn a full disk behind standard output into the error of any other output."""
-    try:
-        yield
-    except OSError as error:
-        # What is still in its buffer would fail once more when the interpreter ends.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(
-            f"cannot write to standard output: {error.strerror or error}; free some space or send "
-            "it elsewhere"
-        ) from error
 
 
 class ReadingProgress:

@@ -148,7 +148,7 @@ class RunBundleReader:
         """Give the events one at a time; after the last one every other file is checked as well.
 
         Unlike `raw_events`, faults are gathered and raised together at the end, so what was given
-        must be thrown away when it raises.
+        must be thrown away when it raises. Events from the first faulty one on are not given.
 
         Raises:
             BundleError: listing up to 100 faults of the whole bundle.
@@ -194,10 +194,11 @@ class _Walk:
         self._schema_issues: list[Issue] = []
 
     def raw_events(self) -> Iterator[JsonObject]:
-        """Give the events that satisfy their schema."""
+        """Give the events up to the first fault; the others are only checked."""
         for event, place in self.read_lines(RAW_TRACE_FILE, "raw_event", "raw_events"):
             self._checks.add_raw_event(event, place)
-            yield event
+            if not (self._checks.issues or self._schema_issues):
+                yield event
         self._checks.add_layout(self._reader.layout, str(self._reader.run_dir / LAYOUT_FILE))
 
     def derived_events(self) -> Iterator[JsonObject]:

@@ -24,7 +24,7 @@ from moe_weights.routing.importers.sglang import (
     read_sglang_tokens,
 )
 from moe_weights.routing.importers.vllm import read_vllm_record
-from moe_weights.routing.load_counts import LayerCounts
+from moe_weights.routing.load_counts import MOST_EXPERTS, LayerCounts
 from moe_weights.routing.run_ids import bundle_path
 
 
@@ -81,6 +81,8 @@ def import_routing(options: ImportOptions) -> int:
             "a record does not say which decoder layers have experts, and how many; give --config "
             "with the model's config.json, or --experts and --layers"
         )
+    if not 1 <= options.experts <= MOST_EXPERTS:
+        raise UsageError(f"--experts is {options.experts}; give a number from 1 to {MOST_EXPERTS}")
     model = RoutedModel(
         model_id=options.model_id,
         n_experts=options.experts,

@@ -9,9 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from moe_weights.errors import InvalidDataError
 from moe_weights.routing.artifacts import JsonObject
 
 PhaseFilter: TypeAlias = Literal["all", "prefill", "decode"]
+
+MOST_EXPERTS = 1_000_000  # a larger number is damage, and counting them would take all memory
 
 
 class Trend:
@@ -79,8 +82,17 @@ class LayerCounts:
     normalized_entropies: Trend = field(default_factory=Trend)
 
     def __post_init__(self) -> None:
-        """Start every expert at zero."""
+        """Start every expert at zero.
+
+        Raises:
+            InvalidDataError: there cannot be so many experts.
+        """
         n_experts = self.num_total_experts
+        if n_experts > MOST_EXPERTS:
+            raise InvalidDataError(
+                f"layer {self.layer} is said to have {n_experts} experts; more than {MOST_EXPERTS} "
+                "are not counted: the bundle is damaged"
+            )
         self.selections = self.selections or [0] * n_experts
         self.prob_sums = [0.0] * n_experts
         self.weight_sums = [0.0] * n_experts

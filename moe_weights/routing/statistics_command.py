@@ -10,6 +10,7 @@ from typing import Any
 from moe_weights.columns import Table
 from moe_weights.errors import UsageError
 from moe_weights.routing.artifacts import RAW_TRACE_FILE
+from moe_weights.routing.bundle_files import is_there
 from moe_weights.routing.bundle_reader import open_run_bundle
 from moe_weights.routing.capture_command import ROUTING_FOLDER
 from moe_weights.routing.expert_counts import EXPERT_COUNTS_FILE, load_expert_counts
@@ -107,11 +108,12 @@ def find_bundles(run_dir: Path, bundle: str | None) -> list[Path]:
 
 
 def _is_countable(folder: Path) -> bool:
-    return (folder / RAW_TRACE_FILE).is_file() or (folder / EXPERT_COUNTS_FILE).is_file()
+    # By name alone: what cannot be read is refused where it is read, not left out.
+    return is_there(folder / RAW_TRACE_FILE) or is_there(folder / EXPERT_COUNTS_FILE)
 
 
 def _count(folder: Path, phase: PhaseFilter) -> list[LayerCounts]:
-    if (folder / RAW_TRACE_FILE).is_file():
+    if is_there(folder / RAW_TRACE_FILE):
         return count_events(open_run_bundle(folder).checked_raw_events(), phase)
     if phase != "all":
         raise UsageError(f"{folder} holds counts without tokens: they have no phase; use all")

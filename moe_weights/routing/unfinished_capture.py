@@ -73,7 +73,7 @@ def salvage_capture(root: Path, run_id: str) -> tuple[Path, int]:
     with resume_working_bundle(root, run_id) as bundle:
         if bundle.n_events == 0:
             raise UsageError(f"{folder} holds no whole token; remove it with --unfinished discard")
-        config = bundle.manifest["capture_config"]
+        config = bundle.manifest.setdefault("capture_config", {})
         config["unfinished"] = {"dropped_bytes": bundle.n_dropped_bytes}
         write_json_atomic(folder / MANIFEST_FILE, bundle.manifest)
         return bundle.promote(), bundle.n_events

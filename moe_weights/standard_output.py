@@ -1,0 +1,31 @@
+"""What becomes of a command whose output nobody can take: a full disk, a closed pipe?"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+from moe_weights.errors import OutputError
+
+# What writing to a stream fails with; files are opened by name, and their errors have it.
+_OF_STREAMS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO})
+
+
+@contextlib.contextmanager
+def stdout_errors() -> Iterator[None]:
+    """Turn a failure to write to standard output into the error of any other output."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OF_STREAMS:
+            raise
+        # What is still in its buffer would fail once more when the interpreter ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror or error}; free some space or send "
+            "it elsewhere"
+        ) from error
