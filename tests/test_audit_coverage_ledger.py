@@ -168,6 +168,16 @@ class Line(unittest.TestCase):
             "coverage complete: every expert matrix that config.json declares will be measured",
         )
 
+    def test_does_not_claim_layers_that_config_json_does_not_count(self) -> None:
+        for n_layers in (None, -1, 100_001, 10**400):
+            with self.subTest(n_layers=n_layers):
+                declared = DECLARED | {"num_hidden_layers": n_layers}
+                self.assertEqual(
+                    coverage_line(coverage_of(whole_model(), declared)),
+                    "coverage complete as far as can be told: every layer that was found has its "
+                    "experts, but config.json does not say which layers should have some",
+                )
+
     def test_says_what_is_missing_and_names_a_lost_tensor(self) -> None:
         tensors = whole_model() | {ODD: (2, 2)}
         del tensors[NAME.format(1, 1, "up_proj")]

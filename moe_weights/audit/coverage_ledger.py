@@ -74,6 +74,12 @@ def coverage_line(coverage: Coverage) -> str:
     if coverage.complete is None:
         return "coverage unknown: config.json declares no experts to hold the tensors against"
     if coverage.complete:
+        stacks = coverage.expectation.stacks
+        if any(stack.moe_layers is None for stack in stacks if stack.stack != MTP_STACK):
+            return (
+                "coverage complete as far as can be told: every layer that was found has its "
+                "experts, but config.json does not say which layers should have some"
+            )
         return "coverage complete: every expert matrix that config.json declares will be measured"
     statuses = Counter(str(entry.status) for entry in coverage.problems)
     parts = [f"{status}: {count}" for status, count in sorted(statuses.items())]
