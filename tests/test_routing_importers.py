@@ -273,6 +273,18 @@ class Vllm(ImportCase):
                 read_vllm_record(record)
         with self.assertRaisesRegex(UsageError, r"no requests\[5\]"):
             read_vllm_record([{}, {}], request=5)
+
+    def test_one_request_has_no_second_one(self) -> None:
+        chosen = [[[0, 1]], [[1, 2]]]
+        for record in ({"routed_experts": chosen}, chosen):
+            self.assertEqual(read_vllm_record(record, request=0, n_prompt=1).n_prompt, 1)
+            with self.assertRaisesRegex(UsageError, r"one request and has no requests\[5\]"):
+                read_vllm_record(record, request=5, n_prompt=1)
+
+    def test_token_ids_of_the_prompt_may_stand_in_the_choice(self) -> None:
+        choice = {"routed_experts": [[[0, 1]], [[1, 2]]], "prompt_token_ids": [7], "token_ids": [8]}
+        read = read_vllm_record({"choices": [choice]})
+        self.assertEqual((read.n_prompt, read.token_ids), (1, (7, 8)))
         self.assertEqual(to_ids((1, 2), "ids"), [1, 2])
         with self.assertRaisesRegex(InvalidDataError, "ids must be a row"):
             to_ids([True], "ids")

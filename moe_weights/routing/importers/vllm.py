@@ -68,6 +68,8 @@ def read_vllm_record(
     """
     if isinstance(record, list) and record and isinstance(record[0], Mapping):
         record = _one_of(record, request, "requests")
+    elif request:
+        raise UsageError(f"the record is that of one request and has no requests[{request}]")
     if not isinstance(record, Mapping):
         return _to_record(to_choices(record, _EXPERTS), None, n_prompt, [], [], "")
     completion: Mapping[str, Any] = record
@@ -87,7 +89,8 @@ def read_vllm_record(
         to_choices(_decoded(values, _EXPERTS), _EXPERTS),
         None if prompt is None else to_choices(_decoded(prompt, _PROMPT_EXPERTS), _PROMPT_EXPERTS),
         n_prompt,
-        _ids(record, "prompt_token_ids"),
+        # A response of the completions API has them in each choice.
+        _ids(record, "prompt_token_ids") or _ids(completion, "prompt_token_ids"),
         _ids(completion, "token_ids"),
         text if isinstance(text, str) else "",
     )
