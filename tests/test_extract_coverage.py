@@ -228,9 +228,11 @@ class Unknown(LedgerCase):
         self.assertEqual(plan.coverage.entries, ())
         self.assertIs(plan.coverage.complete, False)
 
-    def test_layers_leave_what_was_found_to_be_judged_by_count(self) -> None:
+    def test_layers_leave_what_was_found_to_be_judged_by_count_and_the_whole_unknown(self) -> None:
         config = {key: value for key, value in CONFIG.items() if key != "num_hidden_layers"}
-        self.assertIs(self.plan(experts(layers=[5]), config).coverage.complete, True)
+        plan = self.plan(experts(layers=[5]), config)
+        self.assertEqual(self.statuses(plan), {})
+        self.assertIsNone(plan.coverage.complete)
 
 
 class ProjectionsOfAPreset(LedgerCase):

@@ -197,7 +197,11 @@ class Representation(OpenRun):
         for complete, verdict, look_at in (
             (True, "complete", "run.matrix_stats; "),
             (False, "INCOMPLETE", "run.coverage, run.matrix_stats; "),
-            (None, "unknown: config.json declares no experts", "run.matrix_stats; "),
+            (
+                None,
+                "unknown: config.json declares no experts, or not in which layers",
+                "run.matrix_stats; ",
+            ),
         ):
             with self.subTest(complete=complete):
                 write_json_atomic(path, {"complete": complete})

@@ -6,7 +6,12 @@ from collections import Counter
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.extract.account import Fate
-from moe_weights.extract.coverage import Coverage, CoverageEntry, CoverageStatus
+from moe_weights.extract.coverage import (
+    Coverage,
+    CoverageEntry,
+    CoverageStatus,
+    counts_its_layers,
+)
 from moe_weights.extract.tensor_roles import MTP_STACK
 from moe_weights.findings import Finding, FindingKind
 
@@ -72,14 +77,10 @@ def coverage_summary(coverage: Coverage) -> dict[str, JsonValue]:
 def coverage_line(coverage: Coverage) -> str:
     """Return the verdict in one sentence."""
     if coverage.complete is None:
+        if coverage.entries and not counts_its_layers(coverage.expectation):
+            return "coverage unknown: config.json does not say which layers have experts"
         return "coverage unknown: config.json declares no experts to hold the tensors against"
     if coverage.complete:
-        stacks = coverage.expectation.stacks
-        if any(stack.moe_layers is None for stack in stacks if stack.stack != MTP_STACK):
-            return (
-                "coverage complete as far as can be told: every layer that was found has its "
-                "experts, but config.json does not say which layers should have some"
-            )
         return "coverage complete: every expert matrix that config.json declares will be measured"
     statuses = Counter(str(entry.status) for entry in coverage.problems)
     parts = [f"{status}: {count}" for status, count in sorted(statuses.items())]

@@ -69,7 +69,8 @@ class Coverage:
         expectation: What config.json declares, in terms of the stacks found.
         entries: Sorted by stack, layer and projection.
         accounts: The fate of each expert-looking tensor.
-        complete: None when config.json declares nothing to hold against.
+        complete: None when config.json declares too little to hold against: no experts, not how
+            many, or not which layers have them.
     """
 
     expectation: ModelExpectation
@@ -179,11 +180,20 @@ def cover(
     )
     lost = any(item.fate in {Fate.REFUSED, Fate.UNMATCHED} for item in kept)
     complete = _is_complete([entry.status for entry in entries], lost=lost)
+    if complete and not counts_its_layers(expectation):
+        complete = None
     return Coverage(
         expectation=expectation,
         entries=entries,
         accounts=kept,
         complete=complete if expectation.stacks else None,
+    )
+
+
+def counts_its_layers(expectation: ModelExpectation) -> bool:
+    """config.json says of every stack, except for prediction layers, which layers have experts."""
+    return all(
+        stack.moe_layers is not None for stack in expectation.stacks if stack.stack != MTP_STACK
     )
 
 
