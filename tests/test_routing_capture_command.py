@@ -299,7 +299,8 @@ class FailedCaptures(CommandCase):
         (self.working / "notes.txt").write_text("mine")
         code, told = self.capture("--unfinished", "discard")
         self.assertEqual(code, 6)
-        self.assertIn("Directory not empty", told)
+        self.assertIn("notes.txt is no part of a bundle; move it away", told)
+        self.assertTrue((self.working / "manifest.json").exists())
 
     def test_a_manifest_that_is_damaged_is_no_hindrance(self) -> None:
         self.capture_failing(5, KeyboardInterrupt())

@@ -160,6 +160,22 @@ class Growing(WorkingCase):
         self.assertFalse(discard_working_bundle(self.root, "run-001"))
         self.assertEqual(list(self.root.iterdir()), [])
 
+    def test_given_up_removes_nothing_where_somebody_else_put_a_file_into_it(self) -> None:
+        self.create(1).close()
+        foreign = self.trace.parent / "notes"
+        foreign.write_text("mine", encoding="utf-8")
+        before = sorted(path.name for path in foreign.parent.iterdir())
+        with self.assertRaises(OutputError) as caught:
+            discard_working_bundle(self.root, "run-001")
+        self.assertEqual(
+            str(caught.exception),
+            f"{foreign} is no part of a bundle; move it away and run the same command again; "
+            "nothing was removed",
+        )
+        self.assertEqual(sorted(path.name for path in foreign.parent.iterdir()), before)
+        foreign.unlink()
+        self.assertTrue(discard_working_bundle(self.root, "run-001"))
+
     def test_given_up_keeps_what_others_put_beside_it(self) -> None:
         bundle = create_working_bundle(self.root / "a", make_manifest())
         (self.root / "a" / "notes").write_text("mine", encoding="utf-8")

@@ -40,7 +40,7 @@ def refuse_unfinished(folder: Path) -> None:
 
 
 def discard_working_bundle(root_dir: str | os.PathLike[str], run_id: str) -> bool:
-    """Remove an unfinished run with all its events, whatever state they are in.
+    """Remove an unfinished run with all its events, however damaged the files are.
 
     Args:
         root_dir: As given to `create_working_bundle`.
@@ -51,7 +51,8 @@ def discard_working_bundle(root_dir: str | os.PathLike[str], run_id: str) -> boo
 
     Raises:
         UsageError: another process is writing it, or the run id is no plain path.
-        OutputError: it cannot be removed, or there is something else in its folder.
+        OutputError: it cannot be removed, its trace is no file, or there is something else in its
+            folder; then nothing is removed.
     """
     folder = working_path(bundle_path(Path(root_dir), run_id))
     if not os.path.lexists(folder):
@@ -71,12 +72,19 @@ def remove_working_folder(folder: Path) -> None:
     """Remove a working folder; its trace is locked by the caller.
 
     Raises:
-        OutputError: it cannot be removed, or there is something else in it.
+        OutputError: it cannot be removed, or there is something else in it; then nothing is.
     """
+    # Without its manifest, what is left counts as a start that came to nothing.
+    names = (*OPTIONAL_FILES, MANIFEST_FILE, RAW_TRACE_FILE)
     try:
         remove_temporary_siblings(folder)
-        # Without its manifest, what is left counts as a start that came to nothing.
-        for name in (*OPTIONAL_FILES, MANIFEST_FILE, RAW_TRACE_FILE):
+        foreign = sorted({path.name for path in folder.iterdir()} - set(names))
+        if foreign:
+            raise OutputError(
+                f"{folder / foreign[0]} is no part of a bundle; move it away and run the same "
+                "command again; nothing was removed"
+            )
+        for name in names:
             remove_file(folder / name)
         folder.rmdir()
     except OSError as error:
