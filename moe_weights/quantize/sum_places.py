@@ -5,6 +5,9 @@ A plain array, because kernels are compiled for plain types.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +32,7 @@ def new_sums() -> NDArray[np.float64]:
     return sums
 
 
-def exact_mean(sums: NDArray[np.float64], place: int, count: int) -> float | None:
+def exact_mean(sums: Sequence[float], place: int, count: int) -> float | None:
     """Return a sum without rounding over a count, correctly rounded; None where it is not finite.
 
     Args:
@@ -38,9 +41,9 @@ def exact_mean(sums: NDArray[np.float64], place: int, count: int) -> float | Non
         count: Terms.
     """
     digits = sums[place : place + N_DIGITS]
-    if not np.isfinite(digits).all():
+    if not all(map(math.isfinite, digits)):
         return None
     numerator = 0
-    for digit in digits.tolist():
+    for digit in digits:
         numerator = (numerator << DIGIT_BITS) + int(digit)
     return numerator / (count << (N_DIGITS - 1) * DIGIT_BITS - TOP_EXPONENT)
