@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from moe_weights.compiled import inlined, kernel
+from moe_weights.quantize.native_group_sums import note_groups
 from moe_weights.quantize.native_lanes import LANES
 from moe_weights.quantize.native_rounding import (
     KIND_BFLOAT16,
@@ -36,6 +37,7 @@ from moe_weights.quantize.native_scales import (
     MODE_NVFP4,
     N_LINES,
     OFFSET,
+    ROOM_NBYTES,
     STEP,
     STORED_BIAS,
     STORED_SCALE,
@@ -44,7 +46,7 @@ from moe_weights.quantize.native_scales import (
     find_extremes,
     find_power_scales,
 )
-from moe_weights.quantize.native_sums import add_row, compare, note_groups
+from moe_weights.quantize.native_sums import add_row, compare
 from moe_weights.quantize.native_vectors import (
     doubles,
     floats,
@@ -168,10 +170,11 @@ def simulate_rows(
     n_groups = n_cols // group
     lines = (n_groups + LANES - 1) // LANES * LANES
     scratch = np.zeros(N_LINES * lines, dtype=np.float32)
+    room = np.empty(ROOM_NBYTES, dtype=np.uint8)
     row_codes = np.zeros(lines, dtype=np.uint8)
     for row in range(n_rows):
         start = row * n_cols
-        find_extremes(data, start, n_groups, group, kind, affine, n_bits, scratch)
+        find_extremes(data, start, n_groups, group, kind, affine, n_bits, scratch, room)
         if affine:
             find_affine_scales(n_groups, kind, n_bits, scratch)
         elif mode == MODE_NVFP4:
