@@ -89,8 +89,9 @@ def with_sign_of(size: Any, signed: Any) -> Any:  # pragma: no cover
 def round_to_bfloat16(lanes: Any) -> Any:  # pragma: no cover
     """Round floats to bfloat16, ties to even; the NaN that arithmetic makes stays NaN."""
     pattern = bits_of(lanes)
-    odd = (pattern >> bits(16)) & bits(1)
-    return floats_of((pattern + odd + bits(0x7FFF)) & bits(0xFFFF0000))
+    odd = (pattern & bits(0x10000)) != bits(0)
+    pattern = choose(odd, pattern + bits(0x8000), pattern + bits(0x7FFF))
+    return floats_of(pattern & bits(0xFFFF0000))
 
 
 @inlined

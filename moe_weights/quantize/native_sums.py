@@ -18,7 +18,7 @@ from moe_weights.quantize.native_folds import (
 )
 from moe_weights.quantize.native_group_sums import note_groups
 from moe_weights.quantize.native_lanes import LANES
-from moe_weights.quantize.native_rounding import load_weights
+from moe_weights.quantize.native_rounding import KIND_BFLOAT16, load_weights
 from moe_weights.quantize.native_scales import (
     MODE_AFFINE,
     N_LINES,
@@ -57,45 +57,52 @@ def add_to(sums: Any, place: int, value: float) -> None:  # pragma: no cover
 
 
 @inlined
-def compare(
-    weights: Any,
-    restored: Any,
-    mode: int,
-    error_square: Any,
-    weight_square: Any,
-    restored_square: Any,
-    product: Any,
-    abs_error: Any,
-) -> Any:  # pragma: no cover
-    """Add sixteen weights, and what has come back of them, to the sums of their row."""
-    stored = widen(weights)
-    back = widen(restored)
-    error = back - stored
-    error_square = add_product(error, error, error_square)
-    weight_square = add_product(stored, stored, weight_square)
-    if mode != MODE_AFFINE:  # see ErrorSums
-        restored_square = add_product(back, back, restored_square)
-    product = add_product(back, stored, product)
-    abs_error = larger(magnitude(error), abs_error)
-    return error_square, weight_square, restored_square, product, abs_error
-
-
-@inlined
-def add_row(
-    sums: Any,
-    error_square: Any,
-    weight_square: Any,
-    restored_square: Any,
-    product: Any,
-    abs_error: Any,
+def _add_row(
+    data: Any, start: int, n_cols: int, kind: int, mode: int, values: Any, base: int, sums: Any
 ) -> None:  # pragma: no cover
-    """Add the sums of a row to those of the matrix."""
+    error_square = doubles(0.0)
+    weight_square = doubles(0.0)
+    restored_square = doubles(0.0)
+    product = doubles(0.0)
+    abs_error = doubles(0.0)
+    for number in range(n_cols // LANES):
+        stored = widen(load_weights(data, start + number * LANES, kind))
+        restored = widen(load_floats(values, base + number * LANES))
+        error = restored - stored
+        error_square = add_product(error, error, error_square)
+        weight_square = add_product(stored, stored, weight_square)
+        if mode != MODE_AFFINE:  # see ErrorSums
+            restored_square = add_product(restored, restored, restored_square)
+        product = add_product(restored, stored, product)
+        abs_error = larger(magnitude(error), abs_error)
     found = totals(error_square, weight_square, restored_square, product)
     add_to(sums, ERROR_SQUARE, lane(found, 0))
     add_to(sums, WEIGHT_SQUARE, lane(found, 1))
     add_to(sums, RESTORED_SQUARE, lane(found, 2))
     add_to(sums, PRODUCT, lane(found, 3))
     sums[ABS_ERROR] = max(sums[ABS_ERROR], largest(abs_error))
+
+
+@inlined
+def add_row(
+    data: Any, start: int, n_cols: int, kind: int, mode: int, values: Any, base: int, sums: Any
+) -> None:  # pragma: no cover
+    """Add a row of weights, and what has come back of them, to the sums of the matrix.
+
+    Args:
+        data: (n_rows * n_cols * width,) uint8, read-only, the weights as stored.
+        start: Number of the first weight of the row.
+        n_cols: Columns, a multiple of 16.
+        kind: `KIND_*` of native_rounding.
+        mode: `MODE_*` of native_scales.
+        values: float32, the reconstructed weights.
+        base: Where those of the row begin.
+        sums: See sum_places; added to.
+    """
+    if kind == KIND_BFLOAT16:  # a constant: the most common dtype gets a loop of its own
+        _add_row(data, start, n_cols, KIND_BFLOAT16, mode, values, base, sums)
+    else:
+        _add_row(data, start, n_cols, kind, mode, values, base, sums)
 
 
 @kernel
@@ -140,15 +147,4 @@ def add_errors(
             scratch[STORED_SCALE * lines + place] = scales[row * n_groups + place]
             scratch[STORED_BIAS * lines + place] = biases[row * n_groups + place]
         note_groups(data, start, n_groups, group, kind, mode, n_bits, scratch, sums)
-        error_square = doubles(0.0)
-        weight_square = doubles(0.0)
-        restored_square = doubles(0.0)
-        product = doubles(0.0)
-        abs_error = doubles(0.0)
-        for index in range(start, start + n_cols, LANES):
-            weights, restored = load_weights(data, index, kind), load_floats(values, index)
-            error_square, weight_square, restored_square, product, abs_error = compare(
-                weights, restored, mode,
-                error_square, weight_square, restored_square, product, abs_error,
-            )  # fmt: skip
-        add_row(sums, error_square, weight_square, restored_square, product, abs_error)
+        add_row(data, start, n_cols, kind, mode, values, start, sums)
