@@ -103,6 +103,9 @@ class AssignedRoles(unittest.TestCase):
             f"{mlp}.experts.0.up_proj.weight": ((6, 8), "routed_expert"),
             f"{mlp}.experts.0.odd.weight": ((6, 8), "routed_expert"),
             f"{mlp}.experts.0.up_proj.bias": ((6,), "routed_expert"),
+            f"{mlp}.experts.0.up_proj.lora_A.weight": ((2, 8), "routed_expert"),
+            f"{mlp}.shared_experts.up_proj.lora_A.weight": ((2, 8), "shared_expert"),
+            f"{L}.self_attn.experts.q_proj.lora_A.weight": ((2, 8), "attention"),
             f"{mlp}.shared_experts.up_proj.weight": ((6, 8), "shared_expert"),
             f"{mlp}.shared_experts.odd.weight": ((6, 8), "shared_expert"),
             f"{mlp}.shared_experts.up_proj.bias": ((6,), "shared_expert"),
@@ -137,16 +140,17 @@ class AssignedRoles(unittest.TestCase):
     def test_of_copies_never_change_those_of_the_model(self) -> None:
         name = f"{L}.mlp.experts.0.up_proj.weight"
         only_copied = "layers.3.experts.0.w1.weight"
+        in_block = "layers.3.feed_forward.experts.0.w1.weight"
         shared = "layers.3.shared_experts.w1.weight"
         headers = [
             make_header(name, (6, 8)),
             *(
                 make_header(other, (6, 8), file="original/m.safetensors")
-                for other in (name, only_copied, shared)
+                for other in (name, only_copied, in_block, shared)
             ),
         ]
         assignment = RoleAssignment(plan_headers(headers))
         self.assertEqual(
-            [assignment.role(other) for other in (name, only_copied, shared)],
-            ["routed_expert", "routed_expert", "shared_expert"],
+            [assignment.role(other) for other in (name, only_copied, in_block, shared)],
+            ["routed_expert", "routed_expert", "routed_expert", "shared_expert"],
         )
