@@ -9,6 +9,13 @@ from unittest import mock
 from moe_weights import compiled
 
 
+def no_home(path: Path) -> Path:
+    """Do what `Path.expanduser` does for a user who has none."""
+    if str(path).startswith("~"):
+        raise RuntimeError("Could not determine home directory.")
+    return path
+
+
 class CacheFolder(unittest.TestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -32,6 +39,18 @@ class CacheFolder(unittest.TestCase):
         found = self.found(self.file, self.path / "user")
         assert found is not None
         self.assertEqual(found.parent, self.path / "user")
+
+    def test_needs_no_home(self) -> None:
+        with (
+            mock.patch.dict(os.environ, {"NUMBA_CACHE_DIR": str(self.path)}),
+            mock.patch.object(Path, "expanduser", no_home),
+        ):
+            os.environ.pop("XDG_CACHE_HOME", None)
+            found = compiled.cache_folder.__wrapped__()
+            assert found is not None
+            self.assertEqual(found.parent, self.path)
+            os.environ["NUMBA_CACHE_DIR"] = str(self.file)
+            self.assertIsNone(compiled.cache_folder.__wrapped__())
 
     def test_is_none_where_nothing_can_be_written(self) -> None:
         self.assertIsNone(self.found(self.file, self.file))
