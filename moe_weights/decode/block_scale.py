@@ -140,7 +140,7 @@ def _infer_block(
     if lead:
         candidates += [(side, 1) for side in groups]
     found = next((block for block in candidates if fits_block(shape, scale_shape, block)), None)
-    if found is None or is_exponent or found[0] > 1:  # MX formats have no other groups
+    if found is None or is_exponent or found[0] > 1 or not cols:  # MX formats: no other groups
         return found
     # A ragged last group stands against whole groups of another size: which, only a config says.
     # Groups of every writer are multiples of 8.
