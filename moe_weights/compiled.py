@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).parent
 _ROOMS_WITH_KERNELS = ("measure", "quantize", "decode")
+# Workers import kernels when they need them, several at once; Numba has one setting for all.
+_DECLARING = threading.Lock()
 
 
 def kernel(function: _Function) -> _Function:
@@ -78,9 +81,10 @@ def _sources(room: str) -> list[Path]:
 @contextlib.contextmanager
 def _cached_in(folder: Path | None) -> Iterator[None]:
     """Have Numba keep what is declared meanwhile in a folder; other packages keep theirs."""
-    before = _NUMBA.config.CACHE_DIR
-    _NUMBA.config.CACHE_DIR = before if folder is None else str(folder)
-    try:
-        yield
-    finally:
-        _NUMBA.config.CACHE_DIR = before
+    with _DECLARING:
+        before = _NUMBA.config.CACHE_DIR
+        _NUMBA.config.CACHE_DIR = before if folder is None else str(folder)
+        try:
+            yield
+        finally:
+            _NUMBA.config.CACHE_DIR = before
