@@ -99,7 +99,8 @@ def real_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
         table = decode_e8m0(codes) if scales.dtype == np.uint8 else codes.view(scales.dtype)
         looked_up: NDArray[np.float32] = table.astype(np.float32)[scales.view(np.uint8)]
         return looked_up
-    with np.errstate(over="ignore"):  # of float64 scales; infinities are counted by who measures
+    # Of float64 scales; infinities and NaNs are counted by who measures.
+    with np.errstate(over="ignore", invalid="ignore"):
         widened: NDArray[np.float32] = scales.astype(np.float32)
     return widened
 
