@@ -498,8 +498,19 @@ class Claims(unittest.TestCase):
                 ),
             ),
             (
+                {"quant_method": ["gptq"]},
+                (
+                    "config.json names quant_method \"['gptq']\"; how it stores zero points is "
+                    "not known (known are awq and gptq)"
+                ),
+            ),
+            (
                 {"quant_method": "gptq", "checkpoint_format": "marlin"},
                 f"config.json gives them the format 'marlin'; {unknown}",
+            ),
+            (
+                {"quant_method": "gptq", "checkpoint_format": 2},
+                f"config.json gives them the format '2'; {unknown}",
             ),
             (
                 {"quant_method": "gptq", "checkpoint_format": "gptq", "format": "gptq_v2"},

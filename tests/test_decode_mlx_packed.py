@@ -134,6 +134,17 @@ class GoldenBytes(unittest.TestCase):
         values = decode(claimed(arrays, bits=4, group_size=16, mode="nvfp4"), arrays)
         self.assertEqual(values[0, 0, :2].tolist(), [3.0, 0.0])
 
+    def test_an_infinite_global_scale_gives_what_it_gives_without_a_warning(self) -> None:
+        # Codes 2 -> 1 and 0 -> 0 with scales of 1.5 and 0; 3e38 / 2688 * 448 is still finite.
+        for total, expected in ((np.inf, [np.inf, np.nan, np.nan]), (3e38, [1.6741072e35, 0, 0])):
+            arrays: Quantized = {
+                "weight": np.array([[[2, 0, 2, 0]]], dtype=np.uint32),
+                "scales": np.array([[[0x3C, 0]]], dtype=np.uint8),
+                "global_scale": np.array([total], dtype=np.float32),
+            }
+            values = decode(claimed(arrays, bits=4, group_size=16, mode="nvfp4"), arrays)[0, 0]
+            np.testing.assert_allclose(values[[0, 1, 16]], np.float32(expected), rtol=1e-6)
+
     def test_a_scale_of_not_a_number_is_one(self) -> None:
         arrays: Quantized = {
             "weight": np.array([[1, 0, 0, 0]], dtype=np.uint32),

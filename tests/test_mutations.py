@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import unittest
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -68,6 +69,7 @@ class Mutations(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         # Hundreds of runs: none has to survive a power cut, and the code stays the same.
+        import_module("moe_weights.commands.dask_workers")  # keeps the real digest
         cls.enterClassContext(patch("os.fsync"))
         cls.enterClassContext(patch.object(parts, "code_digest", return_value="same"))
         cls.layouts = make_layouts()
