@@ -54,7 +54,7 @@ class Validation:
 
 def validate_document(document: dict[str, JsonValue]) -> Validation:
     """Check a parsed config; `document` is not changed."""
-    errors = _model_errors(document)
+    errors = [error for error in _model_errors(document) if not _is_only_counted(error)]
     unknown = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
     faults = dict.fromkeys(find_non_finite_numbers(document))
     reported = {fault.location for fault in faults}
@@ -96,6 +96,11 @@ def _model_errors(document: dict[str, JsonValue]) -> list[ErrorDetails]:
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
+
+
+def _is_only_counted(error: ErrorDetails) -> bool:
+    """Tell whether a list is called empty only because its items, told apart, are faulty."""
+    return error["type"] == "too_short" and bool(error["input"])
 
 
 def _to_fault(error: ErrorDetails) -> Fault:
