@@ -186,6 +186,72 @@ class IndexedShards(LocateCase):
         write_index(self.root, {"t": "a.npz"})
         self.assertEqual(self.locate().extra_safetensors_files_on_disk, ("b\\udcff.safetensors",))
 
+    def test_other_files_that_a_walk_would_scan_are_told(self) -> None:
+        self.touch(
+            "a.npz",
+            "b.npz",
+            "c.safetensors",
+            "notes.txt",
+            "original/a.npz",
+            "original/sub/d\udcff.safetensors",
+            "original/notes.txt",
+            "named/e.safetensors",
+            "named/f.safetensors",
+            ".cache/g.safetensors",
+            "original/._____temp/h.safetensors",
+        )
+        write_index(self.root, {"t": "a.npz", "u": "named/e.safetensors"})
+        files = self.locate()
+        self.assertEqual(files.files, ("a.npz", "named/e.safetensors"))
+        self.assertEqual(files.extra_safetensors_files_on_disk, ("c.safetensors",))
+        self.assertEqual(
+            files.extra_files_not_read,
+            (
+                "b.npz",
+                "named/f.safetensors",
+                "original/a.npz",
+                "original/sub/d\\udcff.safetensors",
+            ),
+        )
+        self.assertEqual(files.findings, ())
+        files = self.locate(extensions=(".npz",))
+        self.assertEqual(files.extra_safetensors_files_on_disk, ("c.safetensors",))
+        self.assertEqual(files.extra_files_not_read, ("b.npz", "original/a.npz"))
+
+    def test_linked_folders_are_told_unless_the_index_names_what_is_in_them(self) -> None:
+        elsewhere = self.root.parent / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "a.npz").write_bytes(b"")
+        for link in ("named", "other", ".hidden"):
+            (self.root / link).symlink_to(elsewhere)
+        write_index(self.root, {"t": "named/a.npz"})
+        files = self.locate()
+        self.assertEqual(files.files, ("named/a.npz",))
+        self.assertEqual(
+            [finding.message for finding in files.findings],
+            ["[scan] linked folder not entered: other"],
+        )
+
+    def test_what_lies_in_place_of_a_shard_is_told(self) -> None:
+        os.mkfifo(self.root / "pipe.npz")
+        (self.root / "folder.npz").mkdir()
+        (self.root / "gone.npz").symlink_to("nowhere")
+        (self.root / "long.npz").symlink_to("x" * 300)
+        shards = ("absent.npz", "folder.npz", "gone.npz", "long.npz", "pipe.npz")
+        write_index(self.root, {shard: shard for shard in shards})
+        files = self.locate()
+        self.assertEqual(files.missing_shards, shards)
+        named = "[scan] shard named by the index is "
+        self.assertEqual(
+            [finding.message for finding in files.findings],
+            [
+                f"{named}a folder: folder.npz",
+                f"{named}a dangling link: gone.npz",
+                f"{named}a file out of reach (File name too long): long.npz",
+                f"{named}no regular file: pipe.npz",
+            ],
+        )
+
     def test_shards_that_are_not_scanned_are_told(self) -> None:
         self.touch("a.safetensors")
         hint = (

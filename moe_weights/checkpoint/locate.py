@@ -40,6 +40,8 @@ class CheckpointFiles:
         not_scanned_due_to_max_files: Files that would follow in scan order, cut off by `max_files`.
         extra_safetensors_files_on_disk: `.safetensors` files beside the active index that it does
             not name, sorted.
+        extra_files_not_read: Other files with an allowed suffix that the active index does not
+            name, beside it or in subfolders that are not hidden, sorted.
         findings: What an auditor should know about the search.
     """
 
@@ -54,6 +56,7 @@ class CheckpointFiles:
     missing_shards: tuple[str, ...] = ()
     not_scanned_due_to_max_files: tuple[str, ...] = ()
     extra_safetensors_files_on_disk: tuple[str, ...] = ()
+    extra_files_not_read: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 
@@ -124,6 +127,7 @@ def locate_checkpoint(
             missing_shards=shards.missing,
             not_scanned_due_to_max_files=_cut_off(shards.present, max_files),
             extra_safetensors_files_on_disk=shards.extra_on_disk,
+            extra_files_not_read=shards.extra_not_read,
             findings=shards.findings,
         )
     walked = walk_folder(model.path, extensions)
