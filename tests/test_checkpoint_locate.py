@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 from moe_weights.errors import CheckpointError, ShardIndexError, UsageError
+from moe_weights.findings import Finding, FindingKind
 from tests.support.checkpoints import write_index
 from tests.support.locating import LocateCase
 
@@ -89,6 +90,30 @@ class Walking(LocateCase):
         self.assertEqual(files.files, ("a/z.npz", "a.safetensors", "b.safetensors"))
         self.assertEqual((files.kind, files.scan_mode, files.root), ("dir", "walk", self.root))
         self.assertEqual((files.index.status, files.findings), ("not_found", ()))
+
+    def test_an_index_in_a_subfolder_is_told(self) -> None:
+        self.touch("snapshots/a/x.npz", "snapshots/b/x.npz")
+        for snapshot in ("b", "a"):
+            write_index(self.root / "snapshots" / snapshot, {"t": "x.npz", "u": "gone.npz"})
+        files = self.locate()
+        self.assertEqual(files.files, ("snapshots/a/x.npz", "snapshots/b/x.npz"))
+        self.assertEqual((files.index.status, files.index.found), ("not_found", False))
+        name = self.index_path.name
+        self.assertEqual(
+            files.findings,
+            (
+                Finding(
+                    kind=FindingKind.INDEX,
+                    message="[index] indexes in subfolders are not used: "
+                    f"snapshots/a/{name}, snapshots/b/{name}",
+                    count=2,
+                    hint="point model_path at the folder of an index to have its shards held "
+                    "against it",
+                ),
+            ),
+        )
+        self.assertEqual(self.locate(use_index=False).findings, ())
+        self.assertEqual(self.locate(self.root / "snapshots" / "a").findings, ())
 
     def test_max_files_cuts_after_sorting(self) -> None:
         self.touch("c.npz", "a.npz", "b.npz")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moe_weights.checkpoint.file_access import is_link, is_readable_file, what_lies_at
 from moe_weights.checkpoint.file_names import escape_name, is_utf8
+from moe_weights.checkpoint.shard_index import INDEX_SUFFIX
 from moe_weights.errors import CheckpointError
 from moe_weights.findings import Finding, FindingKind
 
@@ -19,11 +20,13 @@ class WalkedFolder:
 
     Attributes:
         files: Files with an allowed suffix, relative to the folder with `/`, in path order.
+        inner_indexes: Shard indexes in subfolders, likewise.
         folders_left_out: Folders that may hold such files and were not entered.
         files_left_out: What has such a suffix and is no file to read.
     """
 
     files: tuple[str, ...]
+    inner_indexes: tuple[str, ...]
     folders_left_out: tuple[Finding, ...]
     files_left_out: tuple[Finding, ...]
 
@@ -58,6 +61,7 @@ def look_below(root: Path, extensions: Sequence[str], *, enter_hidden: bool = Tr
         enter_hidden: Look into folders whose name starts with a dot, too.
     """
     files: list[str] = []
+    inner_indexes: list[str] = []
     folders_left_out: list[Finding] = []
     files_left_out: list[Finding] = []
 
@@ -78,20 +82,26 @@ def look_below(root: Path, extensions: Sequence[str], *, enter_hidden: bool = Tr
                 )
         for name in sorted(names):
             entry = Path(parent) / name
+            file = entry.relative_to(root).as_posix()
+            if name.endswith(INDEX_SUFFIX) and file != name:
+                inner_indexes.append(file)
             if entry.suffix not in extensions:
                 continue
-            file = entry.relative_to(root).as_posix()
             if is_readable_file(entry):
                 files.append(file)
             else:
                 what = what_lies_at(entry).removeprefix("a ")
                 files_left_out.append(_left_out(f"{what} skipped: {escape_name(file)}", file))
-    files.sort(key=lambda file: file.split("/"))
     return WalkedFolder(
-        files=tuple(files),
+        files=_in_path_order(files),
+        inner_indexes=_in_path_order(inner_indexes),
         folders_left_out=tuple(folders_left_out),
         files_left_out=tuple(files_left_out),
     )
+
+
+def _in_path_order(files: list[str]) -> tuple[str, ...]:
+    return tuple(sorted(files, key=lambda file: file.split("/")))
 
 
 def _left_out(text: str, file: str, hint: str = "") -> Finding:
