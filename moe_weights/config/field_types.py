@@ -29,6 +29,13 @@ class ConfigSection(BaseModel):
     )
 
 
+def as_tuples(value: object) -> object:
+    """Return JSON values with tuples for lists, as strict models want them."""
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
 def _refuse(message: str) -> PydanticCustomError:
     return PydanticCustomError(CUSTOM_ERROR, "{message}", {"message": message})
 
