@@ -70,6 +70,10 @@ class Refusals(IndexCase):
                 "version https://git-lfs.github.com/spec/v1\n",
                 LFS_POINTER_CAUSE,
             ),
+            (
+                '{"weight_map": {}, "metadata": ' + '{"a":' * 100 + "0" + "}" * 101,
+                "it is not usable JSON (nested too deeply)",
+            ),
         ):
             with self.subTest(content=content):
                 self.assert_refused(content, cause)
