@@ -121,6 +121,8 @@ class Finding(ConfigCase):
         config = load_model_config(self.root, None).config
         assert config is not None
         self.assertEqual(json.loads(json.dumps(trimmed_raw(config))), json.loads(nested(100)))
+        wide = {"hidden_size": 8, "a": [[{}]] * 200}
+        self.assertEqual(self.load(wide).raw, wide)
 
     def test_unreadable(self) -> None:
         path = self.write({"hidden_size": 8})
