@@ -103,6 +103,20 @@ class CommandLine(unittest.TestCase):
                         with self.subTest(command=command, option=option):
                             self.assertRegex(text, rf"`{option}[` ]")
 
+    def test_has_every_option_that_a_document_names(self) -> None:
+        # Of make, pip, dask and this documentation's own script.
+        others = {"--nthreads", "--repeat", "--check"}
+        known = {
+            option
+            for parser in reference.command_parsers().values()
+            for action in parser._actions
+            for option in action.option_strings
+        }
+        for document in documents():
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", document.read_text("utf-8")))
+            with self.subTest(document=document.name):
+                self.assertLessEqual(named, known | others | {"--version"})
+
     def test_scripts_are_mentioned_in_the_readme(self) -> None:
         text = README.read_text(encoding="utf-8")
         scripts = {script.name for script in (REPOSITORY / "scripts").glob("*.py")}
@@ -348,7 +362,7 @@ class DecisionNotes(unittest.TestCase):
             text = note.read_text(encoding="utf-8")
             with self.subTest(note=note.name):
                 self.assertTrue(note.name.startswith(f"{number:04d}-"))
-                self.assertTrue(text.startswith(f"# {number:04d} "))
+                self.assertRegex(text, rf"\A# {number:04d} .+\n\nStatus: ")
                 self.assertEqual(
                     re.findall(r"^## (.+)$", text, re.MULTILINE),
                     ["Context", "Decision", "Rejected, and why", "Consequences", "Revisit when"],
