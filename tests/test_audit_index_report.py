@@ -113,12 +113,15 @@ class TotalSize(unittest.TestCase):
         return [finding.message for finding in index_findings(report)]
 
     def test_that_agrees_is_no_finding(self) -> None:
-        for stated in (10, 10.0, None):
+        for stated in (10, 10.0, "10", None):
             self.assertEqual(self.findings(stated), [])
 
     def test_that_disagrees_is_one(self) -> None:
         self.assertEqual(
             self.findings(11), ["[index] metadata.total_size is 11, the headers add up to 10"]
+        )
+        self.assertEqual(
+            self.findings("10 B"), ["[index] metadata.total_size is 10 B, the headers add up to 10"]
         )
 
     def test_is_not_judged_while_a_shard_is_missing(self) -> None:

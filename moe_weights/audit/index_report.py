@@ -8,6 +8,7 @@ from typing import cast
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.checkpoint.locate import CheckpointFiles
+from moe_weights.checkpoint.model_config import to_integer
 from moe_weights.checkpoint.shard_index import ShardIndex
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.findings import Finding, FindingKind, list_some
@@ -167,7 +168,7 @@ def index_findings(report: IndexReport) -> list[Finding]:
     ]
     stated = report.index_metadata.get("total_size")
     found = report.total_size_found
-    if stated is not None and found is not None and stated != found:
+    if stated is not None and found is not None and to_integer(stated) != found:
         findings.append(
             Finding(
                 kind=FindingKind.INDEX,
