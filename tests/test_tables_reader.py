@@ -140,7 +140,10 @@ class RequiredColumns(unittest.TestCase):
         self.assertTrue(str(caught.exception).startswith("t lacks the column proj; "))
 
     def test_may_stand_among_unknown_ones(self) -> None:
-        require_columns(pd.DataFrame({"layer": [1], "more": [2]}), ["layer"], "t")
+        frame = pd.DataFrame({"layer": [1], "more": [2]})
+        require_columns(frame, ["layer"], "t")
+        with self.assertRaises(InvalidDataError):
+            require_columns(frame, ["layer", "less"], "t")
 
     def test_are_not_asked_of_a_file_without_columns(self) -> None:
         require_columns(pd.DataFrame(), ["layer"], "t")
