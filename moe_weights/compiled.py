@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).parent
 _ROOMS_WITH_KERNELS = ("measure", "quantize", "decode")
+# Workers import kernels when they need them, several at once; Numba has one setting for all.
+_DECLARING = threading.Lock()
 
 
 def kernel(function: _Function) -> _Function:
@@ -54,10 +57,10 @@ def cache_folder() -> Path | None:
     """
     name = f"moe_weights-kernels-{_sources_digest()}"
     given = os.environ.get("NUMBA_CACHE_DIR")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     for parent in (Path(given) if given else _PACKAGE / "__pycache__", home):
-        with contextlib.suppress(OSError, RuntimeError):
-            folder = parent / name
+        with contextlib.suppress(OSError, RuntimeError):  # the latter of a user without a home
+            folder = parent.expanduser() / name
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
@@ -78,9 +81,10 @@ def _sources(room: str) -> list[Path]:
 @contextlib.contextmanager
 def _cached_in(folder: Path | None) -> Iterator[None]:
     """Have Numba keep what is declared meanwhile in a folder; other packages keep theirs."""
-    before = _NUMBA.config.CACHE_DIR
-    _NUMBA.config.CACHE_DIR = before if folder is None else str(folder)
-    try:
-        yield
-    finally:
-        _NUMBA.config.CACHE_DIR = before
+    with _DECLARING:
+        before = _NUMBA.config.CACHE_DIR
+        _NUMBA.config.CACHE_DIR = before if folder is None else str(folder)
+        try:
+            yield
+        finally:
+            _NUMBA.config.CACHE_DIR = before

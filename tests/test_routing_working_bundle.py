@@ -225,7 +225,8 @@ class Starting(WorkingCase):
     def test_takes_over_a_start_that_came_to_nothing(self) -> None:
         self.trace.parent.mkdir()
         self.trace.write_bytes(b"rest")
-        self.create(1).promote()
+        run_dir = self.create(1).promote()
+        self.assertEqual(len(load_run_bundle(run_dir)["raw_events"]), 1)
 
     def test_refuses_what_makes_no_bundle(self) -> None:
         with self.assertRaises(BundleError):
@@ -284,7 +285,8 @@ class Resuming(WorkingCase):
         self.create(1).close()
         (self.trace.parent / "layout.json").write_text("{}", encoding="utf-8")
         self.resume().promote()
-        load_run_bundle(self.run_dir)
+        layout = load_run_bundle(self.run_dir)["layout"]
+        self.assertEqual(layout["run_id"], make_manifest()["run_id"])
 
     def test_refuses_damage_that_no_crash_makes(self) -> None:
         self.create(2).close()
