@@ -28,12 +28,14 @@ SCALE = 15
 BIAS = SCALE + DIGITS + N_DIGITS
 
 
+_NO_SUMS = np.zeros(BIAS + DIGITS + N_DIGITS)
+_NO_SUMS[[SCALE_MAX, BIAS_MAX]] = -np.inf
+_NO_SUMS[[SCALE + LEAST, BIAS + LEAST]] = np.inf
+
+
 def new_sums() -> NDArray[np.float64]:
     """Return the sums of no weight at all."""
-    sums = np.zeros(BIAS + DIGITS + N_DIGITS)
-    sums[[SCALE_MAX, BIAS_MAX]] = -np.inf
-    sums[[SCALE + LEAST, BIAS + LEAST]] = np.inf
-    return sums
+    return _NO_SUMS.copy()
 
 
 def exact_mean(sums: Sequence[float], place: int, count: int) -> float | None:
