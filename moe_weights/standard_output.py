@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from moe_weights.errors import OutputError
 
@@ -29,3 +30,9 @@ def stdout_errors() -> Iterator[None]:
             f"cannot write to standard output: {error.strerror or error}; free some space or send "
             "it elsewhere"
         ) from error
+
+
+def replace_closed_stdout() -> None:
+    """Let a command speak to nobody where who started it closed standard output."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 # for good
