@@ -108,10 +108,10 @@ def cache_folder() -> Path | None:
     """
     name = f"moe_weights-kernels-{_sources_digest()}"
     given = os.environ.get("NUMBA_CACHE_DIR")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     for parent in (Path(given) if given else _PACKAGE / "__pycache__", home):
-        with contextlib.suppress(OSError, RuntimeError):
-            folder = parent / name
+        with contextlib.suppress(OSError, RuntimeError):  # nobody may know the home of a user
+            folder = parent.expanduser() / name
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder

@@ -50,6 +50,10 @@ class CacheFolder(unittest.TestCase):
     def test_is_none_where_nothing_can_be_written(self) -> None:
         self.assertIsNone(self.found(self.file, self.file))
 
+    def test_is_none_where_nobody_knows_the_home_of_the_user(self) -> None:
+        with mock.patch("os.path.expanduser", side_effect=lambda path: path):
+            self.assertIsNone(self.found(self.file, Path("~/cache")))
+
     def test_is_another_one_for_other_kernels_or_compiler_options(self) -> None:
         def name() -> str:
             found = self.found(self.path, self.path)
