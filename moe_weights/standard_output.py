@@ -26,9 +26,11 @@ def stdout_errors() -> Iterator[None]:
         # What is still in its buffer would fail once more when the interpreter ends.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        is_gone = error.errno == errno.EPIPE
+        advice = "let its reader run to the end" if is_gone else "free some space"
         raise OutputError(
-            f"cannot write to standard output: {error.strerror or error}; free some space or send "
-            "it elsewhere"
+            f"cannot write to standard output: {error.strerror or error}; {advice} or send it "
+            "elsewhere"
         ) from error
 
 
