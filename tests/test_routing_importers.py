@@ -33,11 +33,19 @@ CHOSEN = np.array(
     [[[0, 1], [2, 3]], [[1, 0], [3, 1]], [[2, 0], [0, 1]], [[3, 1], [1, 2]], [[0, 3], [2, 0]]]
 )
 
+NO_ARCHIVE = base64.b64encode(b"PK\x03\x04 no archive").decode()
+
 
 def to_npy(values: Any) -> str:
     stream = io.BytesIO()
     np.save(stream, values)
     return base64.b64encode(stream.getvalue()).decode()
+
+
+HUGE_NPY = base64.b64encode(
+    base64.b64decode(to_npy(np.zeros((1, 2, 2), int))).replace(b"(1, 2, 2), }" + b" " * 15,
+                                                                b"(1000000000000000, 2, 2), }")
+).decode()  # fmt: skip
 
 
 def make_pass(pass_id: int, positions: list[int], chosen: Any, **more: Any) -> dict[str, Any]:
@@ -258,6 +266,8 @@ class Vllm(ImportCase):
             (good | {"routed_experts": CHOSEN[:2].tolist()}, InvalidDataError, "the prompt has 3"),
             (good | {"prompt_token_ids": "abc"}, InvalidDataError, "must be a row of token ids"),
             (good | {"routed_experts": "%%"}, InvalidDataError, "no base64 of a .npy"),
+            (good | {"routed_experts": NO_ARCHIVE}, InvalidDataError, "no base64 of a .npy"),
+            (good | {"routed_experts": HUGE_NPY}, InvalidDataError, "no base64 of a .npy"),
             (
                 good | {"prompt_routed_experts": [[[0, 1]]] * 3},
                 InvalidDataError,
@@ -273,6 +283,11 @@ class Vllm(ImportCase):
                 read_vllm_record(record)
         with self.assertRaisesRegex(UsageError, r"no requests\[5\]"):
             read_vllm_record([{}, {}], request=5)
+        record = {"prompt_routed_experts": CHOSEN[:3], "routed_experts": CHOSEN[3:]}
+        self.assertEqual(read_vllm_record(record, n_prompt=3).n_prompt, 3)
+        told = "prompt_routed_experts has 3 rows, the prompt is said to have 2; leave --prompt-"
+        with self.assertRaisesRegex(InvalidDataError, told):
+            read_vllm_record(record, n_prompt=2)
 
     def test_one_request_has_no_second_one(self) -> None:
         chosen = [[[0, 1]], [[1, 2]]]
@@ -312,6 +327,7 @@ class Sglang(ImportCase):
         for bad, told in (
             ([[0, 1, 2, 3]], r"shape \[1, 4\], the record 2 layers"),
             ([[0, 1, 2], [0, 1, 2]], "physical expert 3 is not in"),
+            ([[-1, 1, 2, 3], [0, 1, 2, 3]], r"records\[0\]: a physical expert was chosen that"),
         ):
             dump = make_dump(last_physical_to_logical_map=bad)
             with self.assertRaisesRegex(InvalidDataError, told):
@@ -338,6 +354,14 @@ class Sglang(ImportCase):
             ([one | {"topk_ids_of_layer": [[0.5]]}], InvalidDataError, "must hold integers"),
             ([one | {"topk_ids_of_layer": [[1], [1, 2]]}], InvalidDataError, "is no array"),
             ([{}], InvalidDataError, "has no forward_pass_id"),
+            ([one, 5], InvalidDataError, "has no forward_pass_id"),
+            ([one, one | {"rank": [1]}], UsageError, r"mixes ranks \['0', '\[1\]'\]"),
+            ([one | {"forward_mode": [1]}], UsageError, r"records\[0\].forward_mode is \[1\]"),
+            (
+                [one, make_pass(2, [2], CHOSEN[2:3, :1])],
+                InvalidDataError,
+                "the passes of the record have 1 and 2 layers",
+            ),
         ):
             with self.subTest(told), self.assertRaisesRegex(error, told):
                 read_sglang_tokens({"records": records})
@@ -381,8 +405,27 @@ class Sglang(ImportCase):
         for bad, told in (
             ({"records": [*records, {"global_physical_count": [[1]]}]}, "changes its shape"),
             ({"records": records, "last_physical_to_logical_map": [[0, 1]]}, "has shape"),
-            ({"logical_count": [[-1, 2]]}, "counts must be 0 or more"),
-            ({"logical_count": [1, 2]}, "counts must be 0 or more"),
+            ({"logical_count": [[-1, 2]]}, "holds -1; counts must be 0 or more"),
+            ({"logical_count": [[[-5, 2]], [[9, 2]]]}, "holds -5; counts must be 0 or more"),
+            (
+                {"records": [{"global_physical_count": [[value]]} for value in (-5, 9)]},
+                "holds -5; counts must be 0 or more",
+            ),
+            ({"logical_count": [1, 2]}, r"must be of shape \[layers, experts\]; got \[2\]"),
+            (
+                {
+                    "records": [{"global_physical_count": np.zeros((0, 2), int)}],
+                    "last_physical_to_logical_map": np.zeros((0, 2), int),
+                },
+                r"must be of shape \[layers, experts\]; got \[0, 0\]",
+            ),
+            *(
+                (
+                    {"records": records, "last_physical_to_logical_map": [[0, 1, logical]]},
+                    "must name logical experts below 3, the number of physical ones",
+                )
+                for logical in (-1, 3, 10**15)
+            ),
         ):
             with self.subTest(told), self.assertRaisesRegex(InvalidDataError, told):
                 read_sglang_counts(bad)
