@@ -15,7 +15,7 @@ from unittest import mock
 
 from moe_weights.cli import main
 from moe_weights.errors import BackendUnavailableError, CheckpointError, UsageError
-from moe_weights.routing import load_run_bundle, resume_working_bundle
+from moe_weights.routing import WorkingBundle, load_run_bundle, resume_working_bundle
 from moe_weights.routing.capture_command import CaptureOptions, capture_generation
 from moe_weights.routing.capture_model import CaptureModel, load_capture_model
 from tests.support.fake_routers import (
@@ -250,6 +250,17 @@ class FailedCaptures(CommandCase):
         self.assertEqual(bundle["manifest"]["capture_config"]["unfinished"], {"dropped_bytes": 10})
         self.assertEqual([path.name for path in self.routing.iterdir()], ["capture"])
         self.assertEqual(self.capture("--unfinished", "salvage")[0], 6)
+
+    def test_a_salvage_that_was_killed_still_knows_how_much_it_cut_off(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        with (self.working / "raw_trace.ndjson").open("ab") as trace:
+            trace.write(b'{"event_ty')
+        for name in ("_read_back", "promote"):
+            with mock.patch.object(WorkingBundle, name, side_effect=KeyboardInterrupt):
+                self.assertEqual(self.capture("--unfinished", "salvage")[0], 130)
+        self.assertEqual(self.capture("--unfinished", "salvage")[0], 0)
+        kept = load_run_bundle(self.routing / "capture")["manifest"]
+        self.assertEqual(kept["capture_config"]["unfinished"], {"dropped_bytes": 10})
 
     def test_its_tokens_can_be_kept_whatever_wrote_its_manifest(self) -> None:
         self.capture_failing(5, KeyboardInterrupt())
