@@ -216,6 +216,20 @@ class Derivation(BundleCase):
             event["derived_payload"]["layer_motifs"], [{"layer_index": 3, "motif_id": "l03_000"}]
         )
 
+    def test_pairs_no_layers_with_one_between_them_that_was_not_captured(self) -> None:
+        bundle = make_routed_bundle(2)
+        layers = [softmax_layer(layer_index=index) for index in range(3)]
+        bundle["raw_events"] = [make_routed_event(number, *layers) for number in range(2)]
+        bundle["raw_events"][0]["layers"][1]["topk_indices"] = None
+        contingency = derive_bundle_artifacts(bundle)["contingency"]["contingency_payload"]
+        self.assertEqual(
+            contingency["layer_pairs"],
+            [
+                {"motif_id": "l00_000", "next_layer_motif_id": "l01_000", "count": 1},
+                {"motif_id": "l01_000", "next_layer_motif_id": "l02_000", "count": 1},
+            ],
+        )
+
 
 class SideCar(BundleCase):
     def test_has_a_row_per_token_layer_and_chosen_expert(self) -> None:
