@@ -107,8 +107,10 @@ class TheCommand(CommandCase):
         self.assertEqual(network.experts_implementation, "eager")
 
     def test_stops_after_an_end_token_that_was_fed_back(self) -> None:
-        with self.libraries(make_model(eos=35)):
+        network = make_model(eos=35)
+        with self.libraries(network):
             code, told = self.capture("--temperature", 0.5)
+        self.assertEqual(network.generation_config.eos_token_id, 35)
         self.assertEqual(code, 0, told)
         events = load_run_bundle(self.folder / "run" / "routing" / "capture")["raw_events"]
         # Without a tokenizer the ids are bytes; abc is 97, 98, 99, modulo 40.
@@ -351,8 +353,9 @@ class Loading(CommandCase):
             self.assertRaisesRegex(BackendUnavailableError, "device 'none' cannot be used"),
         ):
             load_capture_model(self.model, device="none")
-        with self.libraries(make_model()):
-            self.assertIsNotNone(load_capture_model(self.model, device="cuda").synchronize)
+        for device in ("cuda", "cuda:1", "mps"):
+            with self.libraries(make_model()):
+                self.assertIsNotNone(load_capture_model(self.model, device=device).synchronize)
 
     def test_a_tokenizer_that_cannot_be_loaded(self) -> None:
         (self.model / "tokenizer.json").write_text("{}")

@@ -317,6 +317,7 @@ class TheCommand(unittest.TestCase):
             ({"layers": {}}, r"\$\.layers must be a list"),
             ({"layers": [{}]}, r"\$\.layers\[0\] must have layer_index"),
             ({"layers": [layer | {"layer_index": -1}]}, "must be counts"),
+            ({"layers": [layer, layer]}, "each stands once, in ascending order"),
             ({"layers": [layer | {"num_active_experts": 5}]}, "must be null or 1..4"),
             ({"layers": [layer | {"selections": [1, 2, 3]}]}, "must be 4 counts"),
             ({"layers": [layer | {"selections": [1, 2, 3, True]}]}, "must be 4 counts"),

@@ -6,6 +6,7 @@ nothing in it can be mistaken for a token's choice; statistics read it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -88,7 +89,14 @@ def load_expert_counts(folder: Path) -> list[LayerCounts]:
     layers = payload.get("layers")
     if not isinstance(layers, list):
         raise InvalidDataError(f"{path}: $.layers must be a list")
-    return [_to_counts(layer, f"{path}: $.layers[{n}]") for n, layer in enumerate(layers)]
+    counts = [_to_counts(layer, f"{path}: $.layers[{n}]") for n, layer in enumerate(layers)]
+    for before, after in itertools.pairwise(counts):
+        if before.layer >= after.layer:
+            raise InvalidDataError(
+                f"{path}: layer {after.layer} stands behind layer {before.layer}; each stands "
+                "once, in ascending order"
+            )
+    return counts
 
 
 def _to_counts(layer: JsonObject, place: str) -> LayerCounts:

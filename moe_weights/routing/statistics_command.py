@@ -92,10 +92,12 @@ def find_bundles(run_dir: Path, bundle: str | None) -> list[Path]:
         found = [run_dir]
     else:
         found = sorted(
-            path.parent
-            for name in (RAW_TRACE_FILE, EXPERT_COUNTS_FILE)
-            for path in (run_dir / ROUTING_FOLDER).rglob(name)
-            if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
+            {
+                path.parent
+                for name in (RAW_TRACE_FILE, EXPERT_COUNTS_FILE)
+                for path in (run_dir / ROUTING_FOLDER).rglob(name)
+                if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
+            }
         )
     found = [folder for folder in found if _is_countable(folder)]
     if not found:
