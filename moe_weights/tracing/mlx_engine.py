@@ -96,7 +96,6 @@ class MlxEngine:
         ended = time.perf_counter()
         middle = ended_layers[-1] if ended_layers else ended
         done.forward_s, done.lm_head_s = middle - started, ended - middle
-        done.sync_points = 2 if is_accelerator else 0
         done.hidden_states = {layer: self._recorders[layer].output[0] for layer in layers}
         done.logits = logits[0]
         done.cache = layer_caches

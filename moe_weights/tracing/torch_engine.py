@@ -94,14 +94,12 @@ class TorchEngine:
                 stack.callback(self._layers[layer].register_forward_hook(observer).remove)
             head = self._network.get_output_embeddings()
             if head is not None:
-                handle = head.register_forward_pre_hook(
-                    lambda *_: head_started.append(self._now(done))
-                )
+                handle = head.register_forward_pre_hook(lambda *_: head_started.append(self._now()))
                 stack.callback(handle.remove)
             batch = torch.tensor([list(token_ids)], device=self.model.device.label)
-            started = self._now(ModelPass())
+            started = self._now()
             output = self._network(input_ids=batch, past_key_values=cache, use_cache=True)
-            ended = self._now(done)
+            ended = self._now()
         middle = head_started[-1] if head_started else ended
         done.forward_s, done.lm_head_s = middle - started, ended - middle
         done.logits = output.logits[0]
@@ -128,14 +126,13 @@ class TorchEngine:
             "n_bytes": sum(int(weight.numel() * weight.element_size()) for weight in weights),
         }
 
-    def _now(self, done: ModelPass) -> float:
+    def _now(self) -> float:
+        """Return the time at which the device has done all that it was given."""
         kind = self.model.device.kind
         if kind is DeviceKind.CUDA:
             self._torch.cuda.synchronize()
         elif kind is DeviceKind.MPS:
             self._torch.mps.synchronize()
-        if kind is not DeviceKind.CPU:
-            done.sync_points += 1
         return time.perf_counter()
 
 
