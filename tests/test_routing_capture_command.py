@@ -172,6 +172,7 @@ class TheCommand(CommandCase):
             ("--seed", "x"),
             ("--seed", str(2**63)),
             ("--unfinished", "keep"),
+            ("--out", "-"),
         ):
             with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
                 self.capture(*bad)
@@ -201,8 +202,9 @@ class FailedCaptures(CommandCase):
             return self.capture(*more)
 
     def test_an_interrupted_one_keeps_its_tokens(self) -> None:
-        code, _told = self.capture_failing(4, KeyboardInterrupt())
+        code, told = self.capture_failing(4, KeyboardInterrupt())
         self.assertEqual(code, 130)
+        self.assertNotIn("collect-data", told)
         lines = (self.working / "raw_trace.ndjson").read_text().splitlines()
         self.assertEqual([json.loads(line)["token_index"] for line in lines], [0, 1, 2, 3])
 
@@ -338,6 +340,13 @@ class Loading(CommandCase):
             AutoModelForImageTextToText=auto((network, {})),
         ):
             self.assertIs(load_capture_model(self.model).network, network)
+
+    def test_a_name_that_no_file_system_takes(self) -> None:
+        with (
+            self.libraries(make_model()),
+            self.assertRaisesRegex(CheckpointError, "File name too long"),
+        ):
+            load_capture_model(Path("x" * 300))
 
     def test_missing_weights_are_refused(self) -> None:
         loading = {"missing_keys": {"b", "a"}}

@@ -288,6 +288,12 @@ class TheCommand(unittest.TestCase):
                 self.assertIn(str(folder), told)
                 (folder / name).unlink()
 
+    def test_a_run_whose_name_no_file_system_takes(self) -> None:
+        run_dir = self.run_dir / ("x" * 300)
+        code, told = self.run_cli(run_dir)
+        self.assertEqual(code, 2)
+        self.assertIn(f"{run_dir} cannot be searched: File name too long", told)
+
     def test_more_experts_than_any_layer_has_are_not_counted(self) -> None:
         with self.assertRaises(InvalidDataError) as caught:
             LayerCounts(layer=3, num_total_experts=MOST_EXPERTS + 1)

@@ -236,6 +236,10 @@ class Starting(WorkingCase):
             self.create(manifest={**make_manifest(), "run_id": "../evil"})
         self.assertEqual(list(self.root.iterdir()), [])
 
+    def test_says_when_no_file_system_takes_the_folder(self) -> None:
+        with self.assertRaisesRegex(OutputError, "File name too long"):
+            create_working_bundle(self.root / ("x" * 300), make_manifest())
+
     def test_says_when_the_folder_cannot_be_made(self) -> None:
         (self.root / "file").write_text("", encoding="utf-8")
         with self.assertRaises(OutputError):

@@ -70,7 +70,11 @@ def load_capture_model(model_path: Path, *, device: str = "cpu") -> CaptureModel
         CheckpointError: it cannot be loaded, or weights of it are missing.
     """
     torch, transformers = _libraries()
-    if not (model_path / "config.json").is_file():
+    try:
+        has_config = (model_path / "config.json").is_file()
+    except OSError as error:
+        raise CheckpointError(f"{model_path}: {error.strerror or error}") from error
+    if not has_config:
         raise CheckpointError(
             f"{model_path} has no config.json; give the folder of a model as transformers saves it"
         )
