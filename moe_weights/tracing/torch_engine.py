@@ -30,14 +30,19 @@ from moe_weights.tracing.model_config import (
     read_model_config,
     vocabulary_size_of,
 )
-from moe_weights.tracing.prompt_tokens import PURPOSE, PromptTokenizer, load_tokenizer
+from moe_weights.tracing.prompt_tokens import (
+    PURPOSE,
+    PromptTokenizer,
+    TokenizingEngine,
+    load_tokenizer,
+)
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 
 _OTHER_TOWERS = ("vision", "visual", "audio", "speech", "encoder")
 
 
-class TorchEngine:
+class TorchEngine(TokenizingEngine):
     """A causal language model of transformers, loaded."""
 
     def __init__(self, network: Any, model: LoadedModel, tokenizer: PromptTokenizer) -> None:
@@ -51,25 +56,10 @@ class TorchEngine:
         Raises:
             TraceModelError: it has no list of `model.n_layers` decoder layers.
         """
+        super().__init__(model, tokenizer)
         self._torch = import_framework("torch", PURPOSE)
         self._network = network
-        self._model = model
-        self._tokenizer = tokenizer
         self._layers = find_decoder_layers(network, model.n_layers)
-
-    @property
-    def model(self) -> LoadedModel:
-        """What is known about the model."""
-        return self._model
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether the model brought a tokeniser."""
-        return self._tokenizer.has_tokenizer
-
-    def tokenize(self, text: str, *, apply_chat_template: bool) -> tuple[int, ...]:
-        """Return the token ids of a text, see `PromptTokenizer`."""
-        return self._tokenizer.tokenize(text, apply_chat_template=apply_chat_template)
 
     def run_pass(
         self,
