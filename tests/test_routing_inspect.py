@@ -162,6 +162,18 @@ class Inspect(BundleCase):
             self.assertEqual(done.returncode, code, done.stderr)
             self.assertNotIn("Traceback", done.stderr)
 
+    @unittest.skipUnless(Path("/dev/full").exists(), "needs a device that is always full")
+    def test_as_a_module_ends_with_6_when_nobody_takes_its_output(self) -> None:
+        folder = self.write(make_bundle(1))
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "moe_weights.routing.inspect", str(folder)],
+                cwd=REPO_ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        self.assertEqual(done.returncode, 6)
+        self.assertIn("error: cannot write to standard output: No space left", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+
 
 class Derivation(BundleCase):
     def test_gives_equal_routing_equal_names(self) -> None:

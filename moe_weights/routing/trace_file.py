@@ -70,9 +70,11 @@ class TraceFile:
                 rest = rest[self._stream.write(rest) :]
             if self._durable:
                 os.fsync(self._stream.fileno())
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self._stream.truncate(end)
+            if not isinstance(error, OSError):
+                raise  # Ctrl-C, after which a notebook may go on with the next token
             cause = error.strerror or str(error)
             raise OutputError(
                 f"cannot append to {self.path}: {cause}; the file is as it was before"
