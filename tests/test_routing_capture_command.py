@@ -291,6 +291,13 @@ class FailedCaptures(CommandCase):
         self.assertEqual(len(load_run_bundle(run_dir)["raw_events"]), 7)
         self.assertNotIn("unfinished", load_run_bundle(run_dir)["manifest"]["capture_config"])
 
+    def test_its_tokens_are_not_removed_for_a_capture_that_cannot_begin(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        code, told = self.capture("--unfinished", "discard", "--prompt", "\udcff")
+        self.assertEqual(code, 2)
+        self.assertIn("prompt: character 0 is no Unicode text", told)
+        self.assertIn("holds 5 tokens", self.capture()[1])
+
     def test_nothing_is_taken_from_a_capture_that_still_runs(self) -> None:
         self.capture_failing(5, KeyboardInterrupt())
         with resume_working_bundle(self.routing, "capture", durable=False):
