@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import io
 import json
+import os
 import sys
 import tempfile
 import unittest
@@ -386,6 +388,16 @@ class Sglang(ImportCase):
             self.assertEqual(main(["routing-stats", str(self.folder / "run")]), 0)
         self.assertIn("    1        4       -    1.0000  0.0000", out.getvalue())
         self.assertEqual(self.run_cli("sglang", path)[0], 6)
+
+    def test_counts_on_a_full_disk_leave_nothing(self) -> None:
+        path = self.write("a.json", {"logical_count": [[1, 2, 3, 4]] * 2})
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with mock.patch("os.fsync", side_effect=full):
+            code, told = self.run_cli("sglang", path)
+        self.assertEqual(code, 6)
+        self.assertIn("No space left on device", told)
+        self.assertFalse((self.folder / "run").exists())
+        self.assertEqual(self.run_cli("sglang", path)[0], 0)
 
     def test_counts_that_do_not_fit_are_refused(self) -> None:
         path = self.write("a.json", {"logical_count": [[1, 2, 3]] * 2})

@@ -444,6 +444,7 @@ DAMAGE: dict[str, tuple[str, Bytes, str, str]] = {
     ),
 }  # fmt: skip
 RUN_IDS = (
+    ".run-bundle.working-a", "a/.run-bundle.tmp-1",
     "../evil", "./run-001", "foo/.", "group//run-001", "/etc", "C:/x", "C:x", "a\\b", "\\\\host\\x",
     "a/../b", "..", ".", "a/", "a\n", "a\x00b", "x" * 201,
 )  # fmt: skip

@@ -288,6 +288,15 @@ class TheCommand(unittest.TestCase):
                 self.assertIn(str(folder), told)
                 (folder / name).unlink()
 
+    def test_a_bundle_whose_name_begins_with_a_dot_is_not_left_out(self) -> None:
+        bundle = self.write_bundle(".mine")
+        unfinished = create_working_bundle(self.routing, make_manifest("other"), durable=False)
+        self.addCleanup(unfinished.close)
+        unfinished.append(make_event(run_id="other"))
+        code, told = self.run_cli(self.run_dir)
+        self.assertEqual((code, told.count("MoE layers")), (0, 1), told)
+        self.assertTrue(told.startswith(f"{bundle}: 2 MoE layers"))
+
     def test_a_run_whose_name_no_file_system_takes(self) -> None:
         run_dir = self.run_dir / ("x" * 300)
         code, told = self.run_cli(run_dir)

@@ -16,7 +16,7 @@ from moe_weights.routing.capture_command import ROUTING_FOLDER
 from moe_weights.routing.expert_counts import EXPERT_COUNTS_FILE, load_expert_counts
 from moe_weights.routing.load_counts import LayerCounts, PhaseFilter, count_events
 from moe_weights.routing.load_statistics import DeadRule, to_expert_table, to_layer_table
-from moe_weights.routing.run_ids import bundle_path
+from moe_weights.routing.run_ids import UNFINISHED_PREFIX, bundle_path
 
 _SHOWN = (
     ("layer", "layer"),
@@ -109,7 +109,9 @@ def _search(run_dir: Path) -> list[Path]:
                 path.parent
                 for name in (RAW_TRACE_FILE, EXPERT_COUNTS_FILE)
                 for path in (run_dir / ROUTING_FOLDER).rglob(name)
-                if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
+                if not any(
+                    part.startswith(UNFINISHED_PREFIX) for part in path.relative_to(run_dir).parts
+                )
             }
         )
     except OSError as error:
