@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
 
 import numpy as np
 
-# Measures one block, which stays in the cache, again and again from a moment on for a second.
+# Measures one block, which stays in the cache, again and again for a second once it is told to.
 _KERNELS_ALONE = """
 import sys, time
 import ml_dtypes, numpy as np
@@ -22,8 +23,8 @@ settings = MeasureSettings(
 block = np.random.default_rng(0).normal(size=(128, 1024)).astype(ml_dtypes.bfloat16)
 meter = MatrixMeter(128 * 10**5, 1024, block.dtype, settings)
 meter.add(block)
-while time.time() < float(sys.argv[1]):
-    pass
+print("ready", flush=True)
+sys.stdin.readline()
 n_blocks, started = 0, time.perf_counter()
 while time.perf_counter() < started + 1:
     meter.add(block)
@@ -55,11 +56,23 @@ def scaling_without_sharing(n_processes: int) -> float:
 
 
 def _kernel_rates(n_processes: int) -> list[float]:
-    start = str(time.time() + 3)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", _KERNELS_ALONE, start], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(n_processes)
-    ]
-    return [float(process.communicate()[0]) for process in running]
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", _KERNELS_ALONE],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(n_processes)
+        ]
+        for process in running:  # they would not run side by side if one still loaded its packages
+            assert process.stdout is not None
+            process.stdout.readline()
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return [float(process.communicate()[0]) for process in running]

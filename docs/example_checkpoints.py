@@ -1,4 +1,4 @@
-"""Which checkpoints does the README describe, and which rules read them?
+"""Which checkpoints does docs/new_architecture.md describe, and which rules read them?
 
 Tiny ones whose experts are stored in ways that no preset and no generic rule knows, or that can be
 read in two ways.

@@ -1,4 +1,4 @@
-"""Which parts of README.md and docs/reference.md does the code itself say?
+"""Which parts of the README and of the pages in docs/ does the code itself say?
 
 python docs/generate_reference.py            rewrite them
 python docs/generate_reference.py --check    exit 1 when the committed text differs
@@ -33,7 +33,7 @@ from moe_weights.errors import ExitCode, MoeWeightsError
 from moe_weights.findings import FindingKind
 from moe_weights.measure.metric_table import metric_columns
 from moe_weights.measure.settings import MeasureSettings
-from moe_weights.quantize.error import EXTRA_COLUMNS, NUMBER_COLUMNS
+from moe_weights.quantize.error import EXTRA_COLUMNS
 from moe_weights.tables.coverage import COVERAGE_SCHEMA
 from moe_weights.tables.deltas import deltas_schema
 from moe_weights.tables.matrix_stats import matrix_stats_schema
@@ -45,7 +45,11 @@ from moe_weights.tables.unmatched_tensors import UNMATCHED_TENSORS_SCHEMA
 from moe_weights.tables.warnings import WARNINGS_SCHEMA
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "docs" / "reference.md")
+DOCUMENTS = (
+    REPOSITORY / "README.md",
+    REPOSITORY / "docs" / "new_architecture.md",
+    REPOSITORY / "docs" / "reference.md",
+)
 
 _PART = re.compile(r"(<!-- generated:([a-z-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
 
@@ -53,13 +57,12 @@ _PART = re.compile(r"(<!-- generated:([a-z-]+) -->\n).*?(<!-- /generated:\2 -->)
 def generated_parts() -> dict[str, str]:
     """Return the text of every generated part by name, each with a final newline."""
     parts: dict[str, Callable[[], Iterable[str]]] = {
+        "command-list": _command_list,
         "commands": _commands,
         "exit-codes": _exit_codes,
         "artifacts": _artifacts,
-        "config-sections": _config_sections,
         "config": _config,
         "columns": _columns,
-        "metrics": _metrics,
         "reasons": reference_extraction.reasons,
         "warning-kinds": _warning_kinds,
         "errors": _errors,
@@ -113,6 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_check:
             path.write_text(generated, encoding="utf-8", newline="\n")
     return int(is_check and n_different > 0)
+
+
+def _command_list() -> Iterator[str]:
+    rows = [
+        (code(f"moe-weights {command}"), escape(parser.description or ""))
+        for command, parser in command_parsers().items()
+    ]
+    return table(("command", "what it does"), rows)
 
 
 def _commands() -> Iterator[str]:
@@ -169,15 +180,6 @@ def _artifacts() -> Iterator[str]:
     return table(("file", "written by, or when", "what it answers"), rows)
 
 
-def _config_sections() -> Iterator[str]:
-    rows = [
-        (code(row.key), row.type, escape(row.description))
-        for row in config_reference()
-        if "." not in row.key
-    ]
-    return table(("key", "type", "meaning"), rows)
-
-
 def _config() -> Iterator[str]:
     rows = [
         (
@@ -232,19 +234,6 @@ def _columns() -> Iterator[str]:
         yield from _column_table(schema.columns)
         yield ""
     yield from _summary_columns({schema.name: schema for schema in schemas})
-
-
-def _metrics() -> Iterator[str]:
-    found = {
-        "matrix_stats": metric_columns(_template_settings()),
-        "quant_sim": NUMBER_COLUMNS,
-    }
-    rows = [
-        (code(column.name), name, escape(column.meaning))
-        for name, columns in found.items()
-        for column in columns
-    ]
-    return table(("column", "of", "formula"), rows)
 
 
 def _column_table(columns: Iterable[Column]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What do the commands print for the README's examples?
+"""What do the commands print for the examples of the README and of docs/new_architecture.md?
 
 The output of the commands on the checkpoints of `example_checkpoints` and on `examples/tiny_olmoe`.
 """
@@ -70,7 +70,7 @@ def run_command(*arguments: object) -> str:
 
 
 def example_blocks() -> dict[str, str]:
-    """Return the code blocks of the README by name: rules, and what the commands print."""
+    """Return the code blocks of the documents by name: rules, and what the commands print."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
         write_fused_checkpoint(folder / "my_model")

@@ -93,15 +93,16 @@ def widest_spread(run: OpenedRun) -> str:
     """In which layer and projection do the routed experts differ most in size?"""
     stats = run.matrix_stats
     routed = stats[stats["is_routed_expert"].astype(bool) & (stats["rms"] > 0)]
-    sizes = routed.groupby(["layer", "proj"])["rms"].agg(["min", "max", "count"])
+    keys = [key for key in ("stack", "layer", "proj") if key in routed]  # old runs have no stack
+    sizes = routed.groupby(keys, dropna=False)["rms"].agg(["min", "max", "count"])
     sizes = sizes[sizes["count"] > 1]
     if sizes.empty:
         return "no layer with two routed experts to compare"
     sizes = sizes.assign(ratio=sizes["max"] / sizes["min"]).reset_index()
     widest = sizes.iloc[int(sizes["ratio"].argmax())]
     return (
-        f"{widest['ratio']:.3f} max/min rms between the experts of layer {widest['layer']} "
-        f"{widest['proj']}, the widest spread"
+        f"{widest['ratio']:.3f} max/min rms between the experts of {_layer(widest)}, "
+        "the widest spread"
     )
 
 
@@ -156,7 +157,13 @@ def _place(row: pd.Series) -> str:
         expert = "shared expert"
     else:
         expert = "expert unknown" if row["expert_id"] < 0 else f"expert {row['expert_id']}"
-    return f"layer {row['layer']} {row['proj']} {expert}"
+    return f"{_layer(row)} {expert}"
+
+
+def _layer(row: pd.Series) -> str:
+    stack = row.get("stack")
+    prefix = f"{stack} " if isinstance(stack, str) and stack else ""
+    return f"{prefix}layer {row['layer']} {row['proj']}"
 
 
 def _count(n_warnings: int) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parent
 _ROOMS_WITH_KERNELS = ("measure", "quantize", "decode")
+# Workers import kernels when they need them, several at once; Numba has one setting for all.
+_DECLARING = threading.Lock()
 
 
 def kernel(function: _Function) -> _Function:
@@ -110,7 +113,7 @@ def cache_folder() -> Path | None:
     given = os.environ.get("NUMBA_CACHE_DIR")
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     for parent in (Path(given) if given else _PACKAGE / "__pycache__", home):
-        with contextlib.suppress(OSError, RuntimeError):  # nobody may know the home of a user
+        with contextlib.suppress(OSError, RuntimeError):  # the latter of a user without a home
             folder = parent.expanduser() / name
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -132,9 +135,10 @@ def _sources(room: str) -> list[Path]:
 @contextlib.contextmanager
 def _cached_in(folder: Path | None) -> Iterator[None]:
     """Have Numba keep what is declared meanwhile in a folder; other packages keep theirs."""
-    before = _NUMBA.config.CACHE_DIR
-    _NUMBA.config.CACHE_DIR = before if folder is None else str(folder)
-    try:
-        yield
-    finally:
-        _NUMBA.config.CACHE_DIR = before
+    with _DECLARING:
+        before = _NUMBA.config.CACHE_DIR
+        _NUMBA.config.CACHE_DIR = before if folder is None else str(folder)
+        try:
+            yield
+        finally:
+            _NUMBA.config.CACHE_DIR = before

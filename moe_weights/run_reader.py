@@ -261,7 +261,7 @@ class OpenedRun:
 
 def _verdict(complete: JsonValue) -> str:
     if complete is None:
-        return "unknown: config.json declares no experts, or not in which layers"
+        return "unknown: config.json declares no experts, not how many, or not in which layers"
     return "complete" if complete else "INCOMPLETE"
 
 

@@ -22,6 +22,9 @@ find_python() {
 }
 
 python=$(find_python)
+if [ -n "${PYTHON:-}" ] && ! is_usable "$PYTHON"; then
+    echo "PYTHON=$PYTHON is no Python >= 3.11; taking $python" >&2
+fi
 # Also one whose interpreter is gone, as after an upgrade of the system's.
 if [ -e "$venv/pyvenv.cfg" ] && ! is_usable "$venv/bin/python"; then
     rm -rf "$venv"

@@ -179,6 +179,13 @@ class Line(unittest.TestCase):
                     "coverage unknown: config.json does not say which layers have experts",
                 )
 
+    def test_does_not_deny_experts_whose_number_config_json_leaves_open(self) -> None:
+        coverage = coverage_of(whole_model(), DECLARED | {"num_local_experts": 3})
+        self.assertEqual(
+            coverage_line(coverage),
+            "coverage unknown: config.json does not say how many experts each layer has",
+        )
+
     def test_says_what_is_missing_and_names_a_lost_tensor(self) -> None:
         tensors = whole_model() | {ODD: (2, 2)}
         del tensors[NAME.format(1, 1, "up_proj")]
@@ -317,6 +324,24 @@ class Findings(unittest.TestCase):
         self.assertEqual(
             finding.message,
             f"[coverage] layers whose projections have different numbers of experts: 1 ({place})",
+        )
+
+    def test_tell_of_layers_without_any_where_config_json_does_not_say_how_many_experts(
+        self,
+    ) -> None:
+        declared = DECLARED | {"num_local_experts": 3, "num_hidden_layers": 6}
+        coverage = coverage_of(whole_model(n_layers=2), declared)
+        (finding,) = coverage_findings(coverage)
+        self.assertEqual((finding.kind, finding.count), (FindingKind.COVERAGE, 4))
+        self.assertEqual(
+            finding.message,
+            "[coverage] layers that have experts by config.json, of which none is measured: 4 "
+            "(text layer 2; text layer 3; text layer 4; ...)",
+        )
+        self.assertEqual(
+            finding.hint,
+            "config.json does not say how many there should be; look for a missing shard or for "
+            "names that no rule takes",
         )
 
     def test_tell_of_experts_and_layers_beyond_what_is_declared(self) -> None:

@@ -12,6 +12,7 @@ from moe_weights.audit.index_report import (
 from moe_weights.checkpoint.locate import CheckpointFiles
 from moe_weights.checkpoint.shard_index import IndexState, ShardIndex
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.findings import Finding, FindingKind
 
 ROOT = Path("/m")
 
@@ -89,6 +90,7 @@ class Comparison(unittest.TestCase):
                 expected_shards=("b", "a", "n", "m"),
                 missing_shards=("n", "m"),
                 extra_safetensors_files_on_disk=("z", "y"),
+                extra_files_not_read=("c/z", "c/y"),
             ),
             index({"t2": "b", "t1": "a", "w2": "a", "w1": "b"}),
             [header("a", "w1"), header("b", "w2"), header("a", "q2"), header("a", "q1")],
@@ -103,6 +105,44 @@ class Comparison(unittest.TestCase):
         self.assertEqual(content["extra_scanned_shards"], ("extra",))
 
 
+class FilesThatTheIndexDoesNotName(unittest.TestCase):
+    def finding(self, *names: str) -> Finding:
+        report = compare_index(
+            files(files=("a",), expected_shards=("a",), extra_files_not_read=names),
+            index({"x": "a"}),
+            [header("a", "x")],
+        )
+        (finding,) = index_findings(report)
+        return finding
+
+    def test_are_told_one_by_one_where_they_lie_alone(self) -> None:
+        finding = self.finding("original/z", "b", "c")
+        self.assertEqual(
+            finding,
+            Finding(
+                kind=FindingKind.INDEX,
+                message="[index] extra files not read: b, c, original/z",
+                count=3,
+                hint="if they belong to the model, name them in the index or set "
+                "scan.use_safetensors_index_json to false; the full list is in "
+                "logs/index_report.json",
+            ),
+        )
+        self.assertEqual(self.finding("original/z").file, "original/z")
+
+    def test_are_told_by_folder_where_they_are_many(self) -> None:
+        names = [f"checkpoint-{n}/{i}" for n in range(22) for i in range(30)]
+        finding = self.finding(*names)
+        self.assertEqual(finding.count, 660)
+        self.assertTrue(
+            finding.message.startswith(
+                "[index] extra files not read: checkpoint-0/ (30 files), checkpoint-1/ (30 files), "
+            ),
+            finding.message,
+        )
+        self.assertTrue(finding.message.endswith(", ... (2 more, 22 in all)"), finding.message)
+
+
 class TotalSize(unittest.TestCase):
     def findings(self, stated: object) -> list[str]:
         report = compare_index(
@@ -113,12 +153,15 @@ class TotalSize(unittest.TestCase):
         return [finding.message for finding in index_findings(report)]
 
     def test_that_agrees_is_no_finding(self) -> None:
-        for stated in (10, 10.0, None):
+        for stated in (10, 10.0, "10", None):
             self.assertEqual(self.findings(stated), [])
 
     def test_that_disagrees_is_one(self) -> None:
         self.assertEqual(
             self.findings(11), ["[index] metadata.total_size is 11, the headers add up to 10"]
+        )
+        self.assertEqual(
+            self.findings("10 B"), ["[index] metadata.total_size is 10 B, the headers add up to 10"]
         )
 
     def test_is_not_judged_while_a_shard_is_missing(self) -> None:

@@ -80,6 +80,14 @@ class RunHealth(unittest.TestCase):
         self.assertEqual(content["duration_seconds"], 1.235)
         self.assertEqual(content["run"], {"run_name": "r", "model_path": "/m"})
         self.assertEqual(content["config_used"], {"used": True})
+        self.assertEqual(
+            content["derived_tensor_formats"],
+            [
+                "<tensor>::<proj>",
+                "<tensor>::split[<rows|cols>]::<proj>",
+                "<either>::shared[<number>]",
+            ],
+        )
 
     def test_counts_tables_that_were_not_written_as_zero(self) -> None:
         self.assertEqual(

@@ -13,6 +13,7 @@ def row(expert: int = 0, **cells: object) -> dict[str, object]:
         "file": "a",
         "source_tensor": name,
         "derived_tensor": f"{name}::up_proj",
+        "stack": "",
         "layer": 0,
         "proj": "up_proj",
         "expert_id": expert,
@@ -86,12 +87,28 @@ class Weights(unittest.TestCase):
         rows = [
             row(0), row(1), row(2), row(3),
             row(4, layer=1), row(5, proj="gate_proj"), row(6, dtype="float16"), row(7, rows=3),
+            row(8, stack="encoder"),
         ]  # fmt: skip
         self.assertEqual(
-            texts(findings(rows, ["x", "y", "x", "y", "x", "x", "x", "x"])),
+            texts(findings(rows, ["x", "y", "x", "y", "x", "x", "x", "x", "x"])),
             [
                 f"[weights] identical weights in 2 matrices ({NAME.format(0)}, {NAME.format(2)})",
                 f"[weights] identical weights in 2 matrices ({NAME.format(1)}, {NAME.format(3)})",
+            ],
+        )
+
+    def test_of_tensors_that_hold_several_layers_name_the_layer(self) -> None:
+        bank = {"derived_tensor": "experts.up_proj::up_proj"}
+        rows = [row(expert, layer=layer, **bank) for layer in (0, 1) for expert in (0, 1)]
+        rows.append(row(2, n_inf=1))
+        self.assertEqual(
+            texts(findings(rows, ["x", "x", "y", "y", "z"])),
+            [f"[weights] NaN or Inf in {NAME.format(2)}"]
+            + [
+                "[weights] identical weights in 2 matrices "
+                f"(experts.up_proj::up_proj layer {layer} expert 0, "
+                f"experts.up_proj::up_proj layer {layer} expert 1)"
+                for layer in (0, 1)
             ],
         )
 

@@ -9,7 +9,7 @@ from moe_weights.checkpoint.expert_expectation import ModelExpectation, expect_e
 from tests.support.expert_configs import MIXTRAL, Config
 
 try:
-    from hypothesis import given
+    from hypothesis import given, settings
     from hypothesis import strategies as st
 except ImportError as error:
     raise unittest.SkipTest("hypothesis is not installed") from error
@@ -100,17 +100,43 @@ KEYS = (
 )
 
 
+# What layer keys may sensibly hold, and a little beyond it.
+LAYER_VALUES = (
+    st.integers(-1, 9)
+    | st.lists(st.integers(-1, 9), max_size=4)
+    | st.lists(st.sampled_from(["moe", "dense", "sparse", "mlp", "mamba"]), max_size=9)
+    | st.sampled_from(["ME*E", "1,3", "8"])
+)
+FAMILIES = st.sampled_from(["mixtral", "nemotron_h", "switch_transformers", "ernie4_5_vl_moe"])
+
+
 class AnyContentIsRead(unittest.TestCase):
-    @given(
-        config=st.dictionaries(st.sampled_from(KEYS), VALUES),
-        family=st.sampled_from(["mixtral", "nemotron_h", "switch_transformers", "ernie4_5_vl_moe"]),
-    )
-    def test_without_an_error_and_without_layers_that_are_not_there(
-        self, config: Config, family: str
-    ) -> None:
-        for stack in expect_experts({"num_experts": 8, "model_type": family, **config}).stacks:
-            if stack.moe_layers is not None and stack.n_layers is not None:
-                self.assertLessEqual(set(stack.moe_layers), set(range(stack.n_layers)))
+    @given(config=st.dictionaries(st.sampled_from(KEYS), VALUES), family=FAMILIES)
+    def test_without_an_error(self, config: Config, family: str) -> None:
+        expectation = expect_experts({"num_experts": 8, "model_type": family, **config})
+        self.assertEqual(
+            len({stack.stack for stack in expectation.stacks}), len(expectation.stacks)
+        )
+
+    def test_without_layers_that_are_not_there(self) -> None:
+        n_stacks_with_experts = 0
+
+        @settings(max_examples=300, deadline=None)
+        @given(
+            config=st.dictionaries(st.sampled_from(KEYS[8:]), LAYER_VALUES),
+            family=FAMILIES,
+            n_layers=st.integers(1, 8),
+        )
+        def law(config: Config, family: str, n_layers: int) -> None:
+            nonlocal n_stacks_with_experts
+            sizes = {**MIXTRAL, "model_type": family, "num_hidden_layers": n_layers}
+            for stack in expect_experts({**sizes, **config}).stacks:
+                if stack.moe_layers is not None and stack.n_layers is not None:
+                    n_stacks_with_experts += bool(stack.moe_layers)
+                    self.assertLessEqual(set(stack.moe_layers), set(range(stack.n_layers)))
+
+        law()
+        self.assertGreater(n_stacks_with_experts, 10)
 
 
 class EveryStackIsFound(unittest.TestCase):

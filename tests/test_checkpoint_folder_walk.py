@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
 import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from moe_weights.checkpoint.folder_walk import walk_folder
 from moe_weights.errors import CheckpointError
@@ -34,6 +39,28 @@ class WhatAWalkLeavesOut(unittest.TestCase):
         (self.root / "a.safetensors").write_bytes(b"")
         (self.root / "self").symlink_to(self.root)
         self.assertEqual(self.messages(), ["[scan] linked folder not entered: self"])
+
+    def test_a_folder_whose_files_may_not_be_looked_at_is_told(self) -> None:
+        closed = self.root / "closed"
+        (closed / "sub").mkdir(parents=True)
+        (closed / "a.safetensors").write_bytes(b"")
+        (closed / "sub" / "b.safetensors").write_bytes(b"")
+
+        def refusing(ask: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+            def answer(path: str | Path, *args: Any, **options: Any) -> os.stat_result:
+                if closed in Path(path).parents:
+                    raise PermissionError(13, "Permission denied", str(path))
+                return ask(path, *args, **options)
+
+            return answer
+
+        with (
+            mock.patch("os.stat", refusing(os.stat)),
+            mock.patch("os.lstat", refusing(os.lstat)),
+        ):
+            messages = self.messages()
+        skipped = "[scan] file out of reach (Permission denied) skipped: closed/"
+        self.assertEqual(messages[:2], [f"{skipped}a.safetensors", f"{skipped}sub/b.safetensors"])
 
     def test_what_is_left_out_may_have_any_name(self) -> None:
         (self.root / "a.safetensors").write_bytes(b"")

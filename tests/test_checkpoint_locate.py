@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 from moe_weights.errors import CheckpointError, ShardIndexError, UsageError
+from moe_weights.findings import Finding, FindingKind
 from tests.support.checkpoints import write_index
 from tests.support.locating import LocateCase
 
@@ -89,6 +90,30 @@ class Walking(LocateCase):
         self.assertEqual(files.files, ("a/z.npz", "a.safetensors", "b.safetensors"))
         self.assertEqual((files.kind, files.scan_mode, files.root), ("dir", "walk", self.root))
         self.assertEqual((files.index.status, files.findings), ("not_found", ()))
+
+    def test_an_index_in_a_subfolder_is_told(self) -> None:
+        self.touch("snapshots/a/x.npz", "snapshots/b/x.npz")
+        for snapshot in ("b", "a"):
+            write_index(self.root / "snapshots" / snapshot, {"t": "x.npz", "u": "gone.npz"})
+        files = self.locate()
+        self.assertEqual(files.files, ("snapshots/a/x.npz", "snapshots/b/x.npz"))
+        self.assertEqual((files.index.status, files.index.found), ("not_found", False))
+        name = self.index_path.name
+        self.assertEqual(
+            files.findings,
+            (
+                Finding(
+                    kind=FindingKind.INDEX,
+                    message="[index] indexes in subfolders are not used: "
+                    f"snapshots/a/{name}, snapshots/b/{name}",
+                    count=2,
+                    hint="point model_path at the folder of an index to have its shards held "
+                    "against it",
+                ),
+            ),
+        )
+        self.assertEqual(self.locate(use_index=False).findings, ())
+        self.assertEqual(self.locate(self.root / "snapshots" / "a").findings, ())
 
     def test_max_files_cuts_after_sorting(self) -> None:
         self.touch("c.npz", "a.npz", "b.npz")
@@ -185,6 +210,72 @@ class IndexedShards(LocateCase):
         self.touch("a.npz", "b\udcff.safetensors")
         write_index(self.root, {"t": "a.npz"})
         self.assertEqual(self.locate().extra_safetensors_files_on_disk, ("b\\udcff.safetensors",))
+
+    def test_other_files_that_a_walk_would_scan_are_told(self) -> None:
+        self.touch(
+            "a.npz",
+            "b.npz",
+            "c.safetensors",
+            "notes.txt",
+            "original/a.npz",
+            "original/sub/d\udcff.safetensors",
+            "original/notes.txt",
+            "named/e.safetensors",
+            "named/f.safetensors",
+            ".cache/g.safetensors",
+            "original/._____temp/h.safetensors",
+        )
+        write_index(self.root, {"t": "a.npz", "u": "named/e.safetensors"})
+        files = self.locate()
+        self.assertEqual(files.files, ("a.npz", "named/e.safetensors"))
+        self.assertEqual(files.extra_safetensors_files_on_disk, ("c.safetensors",))
+        self.assertEqual(
+            files.extra_files_not_read,
+            (
+                "b.npz",
+                "named/f.safetensors",
+                "original/a.npz",
+                "original/sub/d\\udcff.safetensors",
+            ),
+        )
+        self.assertEqual(files.findings, ())
+        files = self.locate(extensions=(".npz",))
+        self.assertEqual(files.extra_safetensors_files_on_disk, ("c.safetensors",))
+        self.assertEqual(files.extra_files_not_read, ("b.npz", "original/a.npz"))
+
+    def test_linked_folders_are_told_unless_the_index_names_what_is_in_them(self) -> None:
+        elsewhere = self.root.parent / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "a.npz").write_bytes(b"")
+        for link in ("named", "other", ".hidden"):
+            (self.root / link).symlink_to(elsewhere)
+        write_index(self.root, {"t": "named/a.npz"})
+        files = self.locate()
+        self.assertEqual(files.files, ("named/a.npz",))
+        self.assertEqual(
+            [finding.message for finding in files.findings],
+            ["[scan] linked folder not entered: other"],
+        )
+
+    def test_what_lies_in_place_of_a_shard_is_told(self) -> None:
+        os.mkfifo(self.root / "pipe.npz")
+        (self.root / "folder.npz").mkdir()
+        (self.root / "gone.npz").symlink_to("nowhere")
+        (self.root / "long.npz").symlink_to("x" * 300)
+        shards = ("absent.npz", "folder.npz", "gone.npz", "long.npz", "pipe.npz")
+        write_index(self.root, {shard: shard for shard in shards})
+        files = self.locate()
+        self.assertEqual(files.missing_shards, shards)
+        named = "[scan] shard named by the index is "
+        self.assertEqual(
+            [finding.message for finding in files.findings],
+            [
+                f"{named}a folder: folder.npz",
+                f"{named}a dangling link: gone.npz",
+                f"{named}a file out of reach (File name too long): long.npz",
+                f"{named}no regular file: pipe.npz",
+            ],
+        )
 
     def test_shards_that_are_not_scanned_are_told(self) -> None:
         self.touch("a.safetensors")

@@ -34,6 +34,12 @@ NO_FIELDS = dict.fromkeys(
 )
 
 
+def nested(depth: int) -> str:
+    """Return a config of objects and lists, so many in one another."""
+    n_lists = depth - 2
+    return f'{{"hidden_size": 8, "a": {"[" * n_lists}{{}}{"]" * n_lists}}}'
+
+
 class ConfigCase(unittest.TestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -103,11 +109,20 @@ class Finding(ConfigCase):
             ),
             (r'{"hidden_size": "\ud800"}', "not Unicode text (half of a surrogate pair)"),
             (r'{"\uDFFF": 8}', "not Unicode text (half of a surrogate pair)"),
+            (nested(101), "not usable JSON (nested too deeply)"),
         ):
             path = self.write(content)
             search = load_model_config(self.root, None)
             self.assert_findings(search, f"[meta] config.json empty or invalid: {path}")
             self.assertEqual((search.config, search.findings[0].hint), (None, cause))
+
+    def test_what_is_nested_is_read_as_deep_as_it_can_be_written_again(self) -> None:
+        self.write(nested(100))
+        config = load_model_config(self.root, None).config
+        assert config is not None
+        self.assertEqual(json.loads(json.dumps(trimmed_raw(config))), json.loads(nested(100)))
+        wide = {"hidden_size": 8, "a": [[{}]] * 200}
+        self.assertEqual(self.load(wide).raw, wide)
 
     def test_unreadable(self) -> None:
         path = self.write({"hidden_size": 8})

@@ -257,6 +257,7 @@ class RefusedMembers(NpzCase):
             (npy_header("<f4", (True,)), "shape is (True,), not a tuple of integers of at least 0"),
             (npy_header("no type", (1,)), "dtype 'no type' is not known"),
             (npy_header(7, (1,)), "dtype 7 is not known"),
+            (npy_header("<f4,(2", (1,)), "dtype '<f4,(2' is not known"),
         ):
             self.assert_member_refused(npy_with_header(header, b"1234"), cause)
 

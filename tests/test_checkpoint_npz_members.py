@@ -75,6 +75,7 @@ class NpzRanges(ReaderCase):
             headers = read_npz_headers(self.path, "m.npz") * 5
             with ThreadPoolExecutor(8) as pool:
                 found = list(pool.map(lambda header: read_whole(self.root, header), headers))
+            self.assertEqual(len(found), 30)
             for header, values in zip(headers, found, strict=True):
                 self.assertEqual(values, arrays[header.name].tobytes())
 

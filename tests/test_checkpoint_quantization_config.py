@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unittest
 from typing import Any
 
@@ -80,14 +81,16 @@ class Quantization(unittest.TestCase):
             self.assertTrue(message.endswith(how_to_fix), message)
             block = find_quantization(self.folder, {"quantization_config": BLOCK})
             self.assertEqual(block, BLOCK)
-        path.unlink()
-        path.mkdir()
-        with self.assertRaises(CheckpointError) as caught:
-            find_quantization(self.folder, {})
-        self.assertEqual(
-            str(caught.exception),
-            "hf_quant_config.json: it cannot be read (Is a directory)" + how_to_fix,
-        )
+        for put, cause in (
+            (path.mkdir, "it cannot be read (Is a directory)"),
+            (lambda: os.mkfifo(path), "it cannot be read (it is a named pipe and no regular file)"),
+            (lambda: path.symlink_to("nowhere"), "it is a link to nothing"),
+        ):
+            path.rmdir() if path.is_dir() else path.unlink()
+            put()
+            with self.assertRaises(CheckpointError) as caught:
+                find_quantization(self.folder, {})
+            self.assertEqual(str(caught.exception), f"hf_quant_config.json: {cause}{how_to_fix}")
 
     def test_is_not_looked_for_when_config_json_is_not_used(self) -> None:
         self.write_beside(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import unittest
 from pathlib import Path
@@ -54,6 +55,13 @@ class Refusals(IndexCase):
         with self.assertRaises(ShardIndexError) as caught:
             load_shard_index(self.path)
         self.assertEqual(str(caught.exception), "it cannot be read (Is a directory)")
+        self.path.rmdir()
+        os.mkfifo(self.path)
+        with self.assertRaises(ShardIndexError) as caught:
+            load_shard_index(self.path)
+        self.assertEqual(
+            str(caught.exception), "it cannot be read (it is a named pipe and no regular file)"
+        )
 
     def test_text_that_is_no_index(self) -> None:
         for content, cause in (
@@ -69,6 +77,10 @@ class Refusals(IndexCase):
             (
                 "version https://git-lfs.github.com/spec/v1\n",
                 LFS_POINTER_CAUSE,
+            ),
+            (
+                '{"weight_map": {}, "metadata": ' + '{"a":' * 100 + "0" + "}" * 101,
+                "it is not usable JSON (nested too deeply)",
             ),
         ):
             with self.subTest(content=content):
@@ -148,7 +160,7 @@ class Searching(IndexCase):
 
     def test_reading_fails_without_a_system_text(self) -> None:
         with (
-            mock.patch.object(Path, "read_bytes", side_effect=OSError("odd")),
+            mock.patch.object(Path, "stat", side_effect=OSError("odd")),
             self.assertRaisesRegex(ShardIndexError, r"^it cannot be read \(odd\)$"),
         ):
             load_shard_index(self.path)

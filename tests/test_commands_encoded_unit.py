@@ -133,7 +133,9 @@ class EveryForm(unittest.TestCase):
                 tensor = FORMS[label].write(root)
                 for view in views_of(tensor.shape).values():
                     with small_pieces(1500, 4000):
-                        for block in EncodedUnit(unit_of(tensor, view), root, None).blocks(view):
+                        blocks = list(EncodedUnit(unit_of(tensor, view), root, None).blocks(view))
+                        self.assertEqual(sum(map(len, blocks)), view.rows)
+                        for block in blocks:
                             self.assertTrue(block.flags.c_contiguous and block.flags.aligned)
                             self.assertLessEqual(block.nbytes, max(1500, view.cols * 4))
 
@@ -160,9 +162,11 @@ class Memory(unittest.TestCase):
                 for place, view in views_of(tensor.shape).items():
                     unit = unit_of(tensor, view)
                     with self.subTest(form=label, place=place), small_pieces(1500, 4000):
+                        self.peak(EncodedUnit(unit, root, None), unit)  # kernels are compiled
                         taken = self.peak(EncodedUnit(unit, root, None), unit)
-                    # Python's own objects weigh more than such small arrays.
-                    self.assertLess(taken, encoded_nbytes(unit) + 100_000)
+                        planned = encoded_nbytes(unit)
+                    # Python's own objects weigh more than such small arrays: up to 21 kB here.
+                    self.assertLess(taken, planned + 25_000)
 
     def test_is_that_of_the_packed_words_where_rows_are_their_columns(self) -> None:
         for label in ("gptq", "awq"):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.support.checkpoints import write_index, write_safetensors
-from tests.support.command_line import random_weights
+from tests.support.command_line import expert_tensors, random_weights
 from tests.support.indexed_models import (
     COUNTS,
     EXTRA_LAYER,
@@ -41,6 +41,7 @@ class IndexReport(IndexCase):
                 "misplaced_tensors": [],
                 "not_scanned_due_to_max_files": [],
                 "extra_safetensors_files_on_disk": [],
+                "extra_files_not_read": [],
                 "index_metadata": {"total_size": total_size},
             },
         )
@@ -131,10 +132,29 @@ class IndexReport(IndexCase):
         (self.model / "other.npz").write_bytes(b"no zip")
         (self.model / "sub").mkdir()
         (self.model / "sub" / "deep.safetensors").write_bytes(b"x")
-        self.assertEqual(self.report()["extra_safetensors_files_on_disk"], ["zz.safetensors"])
+        report = self.report()
+        self.assertEqual(report["extra_safetensors_files_on_disk"], ["zz.safetensors"])
+        self.assertEqual(report["extra_files_not_read"], ["other.npz", "sub/deep.safetensors"])
         self.assertEqual(
-            self.warnings(), ["[index] extra safetensors files on disk: zz.safetensors"]
+            self.warnings(),
+            [
+                "[index] extra safetensors files on disk: zz.safetensors",
+                "[index] extra files not read: other.npz, sub/deep.safetensors",
+            ],
         )
+
+    def test_tells_experts_in_a_subfolder_that_the_index_does_not_name(self) -> None:
+        (self.model / "experts").mkdir()
+        write_safetensors(self.model / "experts" / "more.safetensors", expert_tensors(layer=2))
+        outcome = self.collected({"metadata.enabled": True})
+        self.assertNotIn(2, set(self.frame("data/matrix_stats")["layer"]))
+        self.assertIsNone(self.log("coverage.json")["complete"])
+        told = "[index] extra files not read: experts/more.safetensors"
+        self.assertIn(f"[warn] {told}", outcome.out)
+        warnings = self.frame("logs/warnings").set_index("warning")
+        self.assertEqual(warnings["file"][told], "experts/more.safetensors")
+        self.collected(OFF)
+        self.assertIn(2, set(self.frame("data/matrix_stats")["layer"]))
 
     def test_warns_of_a_total_size_that_disagrees(self) -> None:
         total_size = sum(array.nbytes for array in self.tensors.values())

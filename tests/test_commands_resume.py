@@ -333,8 +333,8 @@ class ControlC(CommandCase):
         self.assertEqual(run.returncode, 130)
         self.assertEqual(
             err,
-            "interrupted; finished files are whole. collect-data goes on from its finished "
-            "parts when the same command is run again\n",
+            "interrupted; finished files are whole. The same command, run again, goes on from what "
+            "is finished or says what it finds there\n",
         )
         # A second or two on an idle machine; what was begun would take minutes.
         self.assertLess(seconds, 15)

@@ -43,6 +43,7 @@ class Index(CommandCase):
             misplaced_tensors=(),
             not_scanned_due_to_max_files=(),
             extra_safetensors_files_on_disk=("e.safetensors", "f.safetensors"),
+            extra_files_not_read=("sub/g.safetensors", "sub/h.safetensors"),
             index_metadata={},
             total_size_found=None,
         )
@@ -56,9 +57,10 @@ class Index(CommandCase):
                 "[index] missing tensors: t, u",
                 "[index] extra tensors: x, y",
                 "[index] extra safetensors files on disk: e.safetensors, f.safetensors",
+                "[index] extra files not read: sub/ (2 files)",
             ],
         )
-        self.assertEqual(list(self.frame("logs/warnings")["count"]), [2] * 5)
+        self.assertEqual(list(self.frame("logs/warnings")["count"]), [2] * 6)
 
 
 class Metadata(CommandCase):

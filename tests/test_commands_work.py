@@ -83,6 +83,7 @@ class MeasuredValues(UnitCase):
         bank = normal_matrix(3 * 4, 32).reshape(3, 4, 32)
         units = bank_units(write_headers(self.root, {"bank": bank}))
         rows, _quant_rows = run_rows(units, make_work_settings(self.root))
+        self.assertEqual(len(rows), len(bank))
         for expert, row in enumerate(rows):
             expected = measure(bank[expert])
             self.assertEqual({name: row[name] for name in expected}, expected)

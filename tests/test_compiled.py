@@ -4,8 +4,11 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 import unittest
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -13,6 +16,13 @@ import numba.core.caching
 import numpy as np
 
 from moe_weights import compiled
+
+
+def no_home(path: Path) -> Path:
+    """Do what `Path.expanduser` does for a user who has none."""
+    if str(path).startswith("~"):
+        raise RuntimeError("Could not determine home directory.")
+    return path
 
 
 def total(numbers: Any) -> float:
@@ -47,12 +57,20 @@ class CacheFolder(unittest.TestCase):
         assert found is not None
         self.assertEqual(found.parent, self.path / "user")
 
+    def test_needs_no_home(self) -> None:
+        with (
+            mock.patch.dict(os.environ, {"NUMBA_CACHE_DIR": str(self.path)}),
+            mock.patch.object(Path, "expanduser", no_home),
+        ):
+            os.environ.pop("XDG_CACHE_HOME", None)
+            found = compiled.cache_folder.__wrapped__()
+            assert found is not None
+            self.assertEqual(found.parent, self.path)
+            os.environ["NUMBA_CACHE_DIR"] = str(self.file)
+            self.assertIsNone(compiled.cache_folder.__wrapped__())
+
     def test_is_none_where_nothing_can_be_written(self) -> None:
         self.assertIsNone(self.found(self.file, self.file))
-
-    def test_is_none_where_nobody_knows_the_home_of_the_user(self) -> None:
-        with mock.patch("os.path.expanduser", side_effect=lambda path: path):
-            self.assertIsNone(self.found(self.file, Path("~/cache")))
 
     def test_is_another_one_for_other_kernels_or_compiler_options(self) -> None:
         def name() -> str:
@@ -120,3 +138,31 @@ class KeptMachineCode(unittest.TestCase):
         with mock.patch("fcntl.flock", side_effect=without):
             self.misses("f4")
         self.assertEqual(self.misses("f4"), 0)
+
+
+class Declarations(unittest.TestCase):
+    def test_of_two_threads_keep_their_kernels_in_one_folder(self) -> None:
+        settings = SimpleNamespace(CACHE_DIR="of other packages")
+        seen: list[str] = []
+        second_began, first_ended = threading.Event(), threading.Event()
+
+        def njit(**_options: object) -> Callable[[str], SimpleNamespace]:
+            def declare(name: str) -> SimpleNamespace:
+                if name == "first":
+                    second.start()
+                    second_began.wait(0.1)  # it must not get here
+                else:
+                    second_began.set()
+                    first_ended.wait(1)
+                seen.append(settings.CACHE_DIR)
+                return SimpleNamespace(_cache=mock.Mock())
+
+            return declare
+
+        with mock.patch.object(compiled, "_NUMBA", SimpleNamespace(config=settings, njit=njit)):
+            second = threading.Thread(target=compiled.kernel, args=("second",))
+            compiled.kernel("first")
+            first_ended.set()
+            second.join()
+        self.assertEqual(seen, [str(compiled.cache_folder())] * 2)
+        self.assertEqual(settings.CACHE_DIR, "of other packages")

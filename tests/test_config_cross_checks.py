@@ -124,6 +124,30 @@ class ChecksRules(ConfigFileCase):
                         [f"$.extract_rules[1].{key}: there is no group 3: {advice}"],
                     )
 
+    def test_what_names_the_projection_must_be_used(self) -> None:
+        self.assertEqual(
+            self.problems({"extract_rules[1].proj": "gate_proj"}),
+            [
+                (
+                    "$.extract_rules[1].proj: proj_group says already where the projection is; "
+                    "keep one of both"
+                )
+            ],
+        )
+        mapped = {"extract_rules[1].proj_map": {"gate_proj": "up_proj"}}
+        self.assertEqual(load_config(self.write(mapped)).findings, ())
+        self.assertEqual(
+            self.problems(mapped | {"extract_rules[1].proj_group": None}),
+            [
+                (
+                    "$.extract_rules[1].proj_map: there is no proj_group to capture what it maps; "
+                    "give its capture group"
+                )
+            ],
+        )
+        unused = {"extract_rules[1].proj": None, "extract_rules[2].proj_map": {}}
+        self.assertEqual(load_config(self.write(unused)).findings, ())
+
     def test_disabled_rules_are_checked_alike(self) -> None:
         changes = {"extract_rules[2].enabled": False, "extract_rules[2].proj_group": 2}
         self.assertEqual(

@@ -167,6 +167,13 @@ class WarnsOfUnknownKeys(ConfigFileCase):
         )
         self.assertEqual(loaded.config, parse_config(make_config_document()))
 
+    def test_names_of_our_own_code_are_no_keys(self) -> None:
+        loaded = load_config(self.write({"$schema": ABSENT, "schema_reference": 5}))
+        self.assertEqual(
+            [finding.message for finding in loaded.findings],
+            ["[config] unknown key: schema_reference"],
+        )
+
     def test_raw_keeps_them_and_the_effective_config_does_not(self) -> None:
         loaded = load_config(self.write({"stats.smaple_seed": 1}))
         self.assertEqual(loaded.raw, make_config_document({"stats.smaple_seed": 1}))

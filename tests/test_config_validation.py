@@ -149,12 +149,15 @@ class SaysWhatIsWrongWithAValue(ConfigFileCase):
         )
 
     def test_suffixes(self) -> None:
-        for value in ("npz", ".", ""):
-            self.assert_problem(
-                "scan.extensions[1]",
-                value,
-                'a file suffix starts with a dot and has a name, such as ".safetensors"; '
-                f'"{value}" would match no file',
+        for value in ("npz", ".", "", ".fp16.safetensors", ".npz.", ".a/b"):
+            message = (
+                'a file suffix is one dot and a name, such as ".safetensors"; '
+                f'"{value}" would match no file'
+            )
+            self.assert_problem("scan.extensions[1]", value, message)
+            # A list whose only item is faulty is not called empty.
+            self.assertEqual(
+                self.problems({"scan.extensions": [value]}), [f"$.scan.extensions[0]: {message}"]
             )
 
     def test_regular_expressions(self) -> None:

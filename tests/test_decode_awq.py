@@ -270,6 +270,12 @@ class Claims(unittest.TestCase):
                 f"config.json gives AWQ codes {said} the version 'gemv'; only 'gemm' is known",
             ),
             (
+                {**CONFIG, "version": 2},
+                (codes, zeros, scales),
+                RefusalKind.AMBIGUOUS_ENCODING,
+                f"config.json gives AWQ codes {said} the version '2'; only 'gemm' is known",
+            ),
+            (
                 CONFIG,
                 (("qweight", "I16", (64, 3)), zeros, scales),
                 RefusalKind.UNKNOWN_DTYPE,

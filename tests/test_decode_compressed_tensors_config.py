@@ -105,9 +105,11 @@ class Schemes(unittest.TestCase):
                 self.assertEqual(int_schemes(other).all, ())
 
     def test_a_broken_pattern_matches_nothing(self) -> None:
-        schemes = int_schemes(config(group(["re:(", "re:a"], num_bits=4, strategy="channel")))
-        self.assertEqual(schemes.of_module("a"), scheme(4, (1, 0)))
-        self.assertIsNone(schemes.of_module("("))
+        for broken in ("(", "a{99999999999999999999}", "(" * 10_000):
+            targets = [f"re:{broken}", "re:a"]
+            schemes = int_schemes(config(group(targets, num_bits=4, strategy="channel")))
+            self.assertEqual(schemes.of_module("a"), scheme(4, (1, 0)))
+            self.assertIsNone(schemes.of_module("("))
 
 
 class ScaleBlocks(unittest.TestCase):

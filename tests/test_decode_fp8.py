@@ -234,6 +234,11 @@ class DamagedScales(unittest.TestCase):
         arrays = {W: np.array([[1, 2]], dtype=E4M3), S: np.array(1e300)}
         np.testing.assert_array_equal(decode_all(Fp8(), arrays, W)[1], [[np.inf, np.inf]])
 
+    def test_signalling_nans_stay_nans_without_a_warning(self) -> None:
+        scale = np.array(0x7FF0_0000_0000_0001, dtype=np.uint64).view(np.float64)
+        arrays = {W: np.array([[1, 2]], dtype=E4M3), S: scale}
+        self.assertTrue(np.isnan(decode_all(Fp8(), arrays, W)[1]).all())
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -80,6 +80,14 @@ class OtherTensors(Fp8Case):
                 self.claim({"x.weight": (code, shape), "x.weight_scale": ("F32", ())})
             )
 
+    def test_weights_without_elements_are_claimed_as_others_are(self) -> None:
+        for shape, scale_shape in (((5, 0), (5, 0)), ((0, 5), (0, 1)), ((2, 0, 5), (2, 0, 1))):
+            claimed = self.claim(
+                {"x.weight": ("F8_E4M3", shape), "x.weight_scale": ("F32", scale_shape)}
+            )
+            assert isinstance(claimed, StoredTensor)
+            self.assertEqual(claimed.shape, shape)
+
     def test_group_scales_of_fp4_weights_belong_to_those(self) -> None:
         for weights, scale in (
             ("x.weight", "x.weight_scale"),

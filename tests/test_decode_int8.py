@@ -250,6 +250,14 @@ class Claims(unittest.TestCase):
             weight_scale=self.SCALE,
         )
 
+    def test_two_scales_are_refused(self) -> None:
+        self.assert_unfit(
+            f"weights {W} I8 [6, 8] have two scales, {W}_scale BF16 [6, 1] and "
+            f"{W}_scale_inv F32 [1, 1]",
+            weight_scale=self.SCALE,
+            weight_scale_inv=np.ones((1, 1), np.float32),
+        )
+
     def test_row_maxima_beside_what_shifts_codes_are_refused(self) -> None:
         for word in ("zero_point", "offset"):
             self.assert_unfit(

@@ -267,6 +267,12 @@ class Refusals(Mxfp4Case):
             {"quant_method": "fp8"},
         )
 
+    def test_a_config_that_names_no_method_promises_nothing(self) -> None:
+        for method in (["fp8"], {"fp8": True}, 8, None):
+            self.assertIsNone(
+                self.claim({"x.weight": ("I8", (4, 16))}, {"quant_method": method}), method
+            )
+
     def test_packed_experts_with_a_scale_of_floats(self) -> None:
         for code in ("F32", "F64", "I64", "BF16"):
             self.refuse(

@@ -33,6 +33,8 @@ reference = load_script("docs/generate_reference.py")
 checkpoints = load_script("docs/example_checkpoints.py")
 examples = load_script("docs/worked_examples.py")
 
+NEW_ARCHITECTURE = REPOSITORY / "docs" / "new_architecture.md"
+REFERENCE = REPOSITORY / "docs" / "reference.md"
 HAS_MLX = importlib.util.find_spec("mlx") is not None
 
 
@@ -90,15 +92,30 @@ class TableCells(unittest.TestCase):
 
 
 class CommandLine(unittest.TestCase):
-    def test_is_mentioned_in_the_readme(self) -> None:
-        text = README.read_text(encoding="utf-8")
+    def test_stands_in_the_readme_and_its_options_in_the_reference(self) -> None:
+        readme = README.read_text(encoding="utf-8")
+        text = REFERENCE.read_text(encoding="utf-8")
         for command, parser in reference.command_parsers().items():
-            self.assertIn(f"moe-weights {command}", text)
+            self.assertIn(f"`moe-weights {command}`", readme)
             for action in parser._actions:
                 if not isinstance(action, argparse._HelpAction):
                     for option in action.option_strings:
                         with self.subTest(command=command, option=option):
                             self.assertRegex(text, rf"`{option}[` ]")
+
+    def test_has_every_option_that_a_document_names(self) -> None:
+        # Of make, pip, dask and this documentation's own script.
+        others = {"--nthreads", "--repeat", "--check"}
+        known = {
+            option
+            for parser in reference.command_parsers().values()
+            for action in parser._actions
+            for option in action.option_strings
+        }
+        for document in documents():
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", document.read_text("utf-8")))
+            with self.subTest(document=document.name):
+                self.assertLessEqual(named, known | others | {"--version"})
 
     def test_scripts_are_mentioned_in_the_readme(self) -> None:
         text = README.read_text(encoding="utf-8")
@@ -115,6 +132,23 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(listed, verbs)
         named = re.findall(r"(?:^|[`\"] ?)make ([a-z-]+)", README.read_text("utf-8"), re.MULTILINE)
         self.assertLessEqual(set(named), verbs)
+
+
+class Troubleshooting(unittest.TestCase):
+    def test_quotes_what_the_commands_print(self) -> None:
+        text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.startswith("**")]
+        quoted = re.findall(r'"([^"]+)"', " ".join(lines))
+        self.assertGreater(len(quoted), 5)
+        sources = "".join(
+            # A message may be cut anywhere between two literals of the source.
+            re.sub(r'"\n\s*f?"', "", path.read_text(encoding="utf-8"))
+            for path in sorted((REPOSITORY / "moe_weights").rglob("*.py"))
+        )
+        for message in quoted:
+            with self.subTest(message=message):
+                pattern = ".*?".join(map(re.escape, message.split("...")))
+                self.assertRegex(sources, pattern)
 
 
 class Links(unittest.TestCase):
@@ -182,7 +216,7 @@ class WorkedExamples(unittest.TestCase):
         self.assertEqual(len(rules), 4)
         (block,) = [
             block
-            for block in code_blocks(README.read_text(encoding="utf-8"), "json")
+            for block in code_blocks(NEW_ARCHITECTURE.read_text(encoding="utf-8"), "json")
             if block.startswith('"lookalikes"')
         ]
         parsing = json.loads(f"{{{block}}}")
@@ -209,7 +243,7 @@ class WorkedExamples(unittest.TestCase):
     def test_of_an_ambiguous_tensor_is_settled_by_either_rule_of_the_hint(self) -> None:
         folder = temporary_folder(self)
         checkpoints.write_ambiguous_checkpoint(folder / "model")
-        text = README.read_text(encoding="utf-8")
+        text = NEW_ARCHITECTURE.read_text(encoding="utf-8")
         (block,) = [block for block in code_blocks(text, "text") if "refused (ambig" in block]
         _, _, hint = block.partition("paste the right one into extract_rules: ")
         texts = hint.strip().split(" or ")
@@ -224,7 +258,7 @@ class WorkedExamples(unittest.TestCase):
             )
 
     def json_block(self, rule_name: str) -> str:
-        blocks = code_blocks(README.read_text(encoding="utf-8"), "json")
+        blocks = code_blocks(NEW_ARCHITECTURE.read_text(encoding="utf-8"), "json")
         (block,) = [block for block in blocks if f'"name": "{rule_name}"' in block]
         return block
 
@@ -310,6 +344,17 @@ class Snippets(unittest.TestCase):
                     exec(compile(code, package, "exec"), {})
 
 
+class Rooms(unittest.TestCase):
+    def test_all_stand_in_contributing(self) -> None:
+        text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        table = text.partition("| room |")[2].partition("\n\n")[0]
+        cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+        package = REPOSITORY / "moe_weights"
+        rooms = {file.stem for file in package.glob("*.py")} - {"__init__"}
+        rooms |= {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+        self.assertEqual(set(re.findall(r"`([^`]+)`", " ".join(cells))), rooms)
+
+
 class DecisionNotes(unittest.TestCase):
     def test_have_one_form_and_fit_a_page(self) -> None:
         notes = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
@@ -317,7 +362,7 @@ class DecisionNotes(unittest.TestCase):
             text = note.read_text(encoding="utf-8")
             with self.subTest(note=note.name):
                 self.assertTrue(note.name.startswith(f"{number:04d}-"))
-                self.assertTrue(text.startswith(f"# {number:04d} "))
+                self.assertRegex(text, rf"\A# {number:04d} .+\n\nStatus: ")
                 self.assertEqual(
                     re.findall(r"^## (.+)$", text, re.MULTILINE),
                     ["Context", "Decision", "Rejected, and why", "Consequences", "Revisit when"],

@@ -105,6 +105,28 @@ class FiveNumbers(unittest.TestCase):
             ),
         )
 
+    def test_tell_layers_of_different_stacks_apart(self) -> None:
+        def pair(stack: str, sizes: tuple[float, float]) -> list[dict[str, object]]:
+            key = {"source_tensor": stack, "is_routed_expert": True, "stack": stack}
+            return [stats_row(**key, expert_id=n, rms=rms) for n, rms in enumerate(sizes)]
+
+        run = self.write(
+            [*pair("encoder", (1.0, 1.5)), *pair("decoder", (8.0, 10.0))],
+            [quant(w_rel_fro=0.5, stack="decoder")],
+            [{"file": "a.safetensors", "tensor_name": "encoder", "nbytes": 8}],
+        )
+        lines = report_of(run.path)[1]
+        self.assertEqual(
+            lines[2],
+            "  3. 0.5000 w_rel_fro of q4 on decoder layer 0 gate_proj expert 0, the worst at 4 "
+            "bits",
+        )
+        self.assertEqual(
+            lines[4],
+            "  5. 1.500 max/min rms between the experts of encoder layer 0 gate_proj, the widest "
+            "spread",
+        )
+
     def test_say_so_where_there_is_nothing_to_compare(self) -> None:
         key = {"source_tensor": "t", "is_routed_expert": True}
         run = self.write(

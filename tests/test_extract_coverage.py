@@ -6,6 +6,8 @@ from moe_weights.extract.coverage import CoverageEntry, CoverageStatus
 from tests.support.extraction import make_header, make_preset, make_rule, plan_headers, rules
 from tests.support.ledgers import CONFIG, SHAPES, LedgerCase, experts, name_of
 
+STACKS = ("thinker", "talker")
+
 
 class Complete(LedgerCase):
     def test_is_every_expert_of_every_layer_once_with_its_shape(self) -> None:
@@ -220,6 +222,17 @@ class Unknown(LedgerCase):
     def test_is_a_count_that_config_json_leaves_open(self) -> None:
         plan = self.plan(experts(), CONFIG | {"num_experts": "many"})
         self.assertEqual(set(self.statuses(plan).values()), {"unknown"})
+        self.assertIsNone(plan.coverage.complete)
+
+    def test_count_of_one_stack_leaves_the_whole_unknown(self) -> None:
+        part = {key: value for key, value in CONFIG.items() if key != "model_type"}
+        config = {"thinker_config": part, "talker_config": part | {"num_experts": "many"}}
+        tensors = {
+            f"{stack}.{name}": shape for name, shape in experts().items() for stack in STACKS
+        }
+        plan = self.plan(tensors, config)
+        statuses = {(entry.stack, str(entry.status)) for entry in plan.coverage.entries}
+        self.assertEqual(statuses, {("thinker", "complete"), ("talker", "unknown")})
         self.assertIsNone(plan.coverage.complete)
 
     def test_layers_and_nothing_found_are_not_complete(self) -> None:

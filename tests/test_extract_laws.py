@@ -190,6 +190,7 @@ class UnitLaws(unittest.TestCase):
         self, data: st.DataObject
     ) -> None:
         _stored, _split, plan = self.draw_plan(data)
+        self.assertTrue(plan.units)
         for unit in plan.units:
             self.assertEqual(min(matrix.view.offset for matrix in unit.matrices), 0)
             self.assertEqual(
@@ -203,6 +204,7 @@ class UnitLaws(unittest.TestCase):
     @given(st.data())
     def test_the_parts_of_one_expert_stay_together(self, data: st.DataObject) -> None:
         _stored, split, plan = self.draw_plan(data)
+        self.assertTrue(plan.units)
         for unit in plan.units:
             experts = Counter((matrix.layer, matrix.expert_id) for matrix in unit.matrices)
             self.assertEqual(set(experts.values()), {len(split)})

@@ -75,5 +75,40 @@ class ManyTensors(unittest.TestCase):
         )
 
 
+class UnknownLayers(unittest.TestCase):
+    """Nothing else tells that all layers are counted as one."""
+
+    def messages(self, names: Sequence[str]) -> list[str]:
+        plan = plan_headers(make_headers(dict.fromkeys(names, (4, 8))))
+        self.assertEqual({matrix.layer for matrix in plan.matrices}, {-1})
+        for finding in plan.findings:
+            self.assertEqual(
+                finding.hint, "mend parsing.layer_regex or give the rule a layer_group"
+            )
+        return [finding.message for finding in plan.findings]
+
+    def test_of_several_tensors_with_one_expert_are_a_warning(self) -> None:
+        names = [
+            f"transformer.h.{layer}.experts.{expert}.w{proj}"
+            for layer in range(3)
+            for expert in range(2)
+            for proj in (1, 2)
+        ]
+        self.assertEqual(
+            self.messages([*names, "transformer.h.0.experts.9.w1"]),
+            [
+                (
+                    "[extract] layer unknown, several tensors have the same expert of layer -1: "
+                    f"12 tensors ({names[0]}, {names[1]}, {names[2]}, ...)"
+                )
+            ],
+        )
+
+    def test_that_can_be_one_layer_are_none(self) -> None:
+        names = ["experts.0.w1", "experts.0.w2", "experts.1.w1", "encoder.experts.0.w1"]
+        shared = [f"shared_experts.{expert}.w1" for expert in range(2)]
+        self.assertEqual(self.messages([*names, *shared]), [])
+
+
 if __name__ == "__main__":
     unittest.main()

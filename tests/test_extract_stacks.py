@@ -176,6 +176,28 @@ class TwoModalities(unittest.TestCase):
         )
 
 
+class TheOnlyStack(StackCase):
+    def test_may_be_called_encoder_or_decoder_by_its_tensors(self) -> None:
+        for label, prefix in (("encoder", "encoder.layers.0"), ("decoder", "decoder.layers.0")):
+            plan = self.check({label: experts(prefix)}, SIZES)
+            (declared,) = plan.coverage.expectation.stacks
+            self.assertEqual(declared.stack, label)
+
+    def test_keeps_its_extra_prediction_layers(self) -> None:
+        tensors = {"decoder": experts("decoder.layers.0"), "mtp": experts("mtp.layers.0")}
+        plan = self.check(tensors, SIZES | {"num_nextn_predict_layers": 1})
+        statuses = {(e.stack, e.expected_experts, str(e.status)) for e in plan.coverage.entries}
+        self.assertEqual(statuses, {("decoder", 2, "complete"), ("mtp", 2, "complete")})
+
+    def test_is_missing_where_only_another_one_was_found(self) -> None:
+        for prefixes in (["vision_tower.layers.0"], ["encoder.layers.0", "decoder.layers.0"]):
+            tensors = {name: size for prefix in prefixes for name, size in experts(prefix).items()}
+            plan = plan_headers(make_headers(tensors), model_config=SIZES)
+            statuses = {str(e.status) for e in plan.coverage.entries if e.stack == "text"}
+            self.assertEqual(statuses, {"missing"})
+            self.assertIs(plan.coverage.complete, False)
+
+
 class ExtraPredictionLayers(StackCase):
     def test_past_the_last_layer_are_mtp(self) -> None:
         plan = self.check(

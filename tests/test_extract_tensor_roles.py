@@ -16,28 +16,32 @@ ROLES = {
         f"{L}.mlp.gate.weight_1", "layers.3.ffn.gate.tid2eid", "layers.3.gate.weight",
         "blk.3.ffn_gate_inp.weight", f"{L}.mlp.router.gate.weight", f"{L}.router.per_expert_scale",
         f"{L}.mlp.gate.scales", f"{L}.mlp.gate.global_scale",
+        f"{L}.mlp.gate.down_proj.weight", f"{L}.mlp.gate.router_mlp.fc1.weight",
     ),
     "router_bias": (
         f"{L}.mlp.gate.e_score_correction_bias", f"{L}.mlp.e_score_correction_bias",
         f"{L}.mlp.moe_statics.e_score_correction_bias", f"{L}.mlp.expert_bias",
         f"{L}.mlp.gate.expert_bias", f"{L}.moe.router_bias", "layers.3.router_biases",
         f"{L}.mlp.router.bias", f"{L}.mlp.gate.bias", "blk.3.exp_probs_b",
+        f"{L}.mlp.gate.balancing_biases",
     ),
     "norm": (
         f"{L}.input_layernorm.weight", f"{L}.self_attn.q_norm.weight", "model.norm.weight",
         f"{L}.post_attention_layernorm.bias", "transformer.h.3.ln_1.weight", "ln_f.weight",
-        f"{L}.ffn_norm.weight",
+        f"{L}.ffn_norm.weight", f"{L}.norm_attn_norm.norm_1.weight",
+        f"{L}.post_attention_layernorm.0.weight", "embeddings.LayerNorm.weight",
     ),
     "attention": (
         f"{L}.self_attn.q_proj.weight", f"{L}.attention.wqkv.weight", f"{L}.linear_attn.in_proj",
         f"{L}.self_attn.kv_b_proj.weight_scale_inv", "layers.3.attn.wo_b.weight",
         "decoder.block.0.layer.1.EncDecAttention.q.weight",
+        f"{L}.norm_attn_norm.attn.Wqkv.weight", f"{L}.norm_attn_norm.attn.out_proj.weight",
     ),
     "dense_mlp": (
         f"{L}.mlp.gate_proj.weight", f"{L}.mlp.down_proj.weight_scale_inv",
         f"{L}.feed_forward.w1.weight", f"{L}.residual_mlp.w2.weight", f"{L}.mlps.0.up_proj.weight",
         "encoder.block.0.layer.1.DenseReluDense.wi.weight", f"{L}.ffn.fc1.weight",
-        f"{L}.mixer.up_proj.weight",
+        f"{L}.mixer.up_proj.weight", "model.visual.blocks.3.mlp.linear_fc1.weight",
     ),
     "embedding": (
         "model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight", "shared.weight",
@@ -103,6 +107,9 @@ class AssignedRoles(unittest.TestCase):
             f"{mlp}.experts.0.up_proj.weight": ((6, 8), "routed_expert"),
             f"{mlp}.experts.0.odd.weight": ((6, 8), "routed_expert"),
             f"{mlp}.experts.0.up_proj.bias": ((6,), "routed_expert"),
+            f"{mlp}.experts.0.up_proj.lora_A.weight": ((2, 8), "routed_expert"),
+            f"{mlp}.shared_experts.up_proj.lora_A.weight": ((2, 8), "shared_expert"),
+            f"{L}.self_attn.experts.q_proj.lora_A.weight": ((2, 8), "attention"),
             f"{mlp}.shared_experts.up_proj.weight": ((6, 8), "shared_expert"),
             f"{mlp}.shared_experts.odd.weight": ((6, 8), "shared_expert"),
             f"{mlp}.shared_experts.up_proj.bias": ((6,), "shared_expert"),
@@ -137,16 +144,17 @@ class AssignedRoles(unittest.TestCase):
     def test_of_copies_never_change_those_of_the_model(self) -> None:
         name = f"{L}.mlp.experts.0.up_proj.weight"
         only_copied = "layers.3.experts.0.w1.weight"
+        in_block = "layers.3.feed_forward.experts.0.w1.weight"
         shared = "layers.3.shared_experts.w1.weight"
         headers = [
             make_header(name, (6, 8)),
             *(
                 make_header(other, (6, 8), file="original/m.safetensors")
-                for other in (name, only_copied, shared)
+                for other in (name, only_copied, in_block, shared)
             ),
         ]
         assignment = RoleAssignment(plan_headers(headers))
         self.assertEqual(
-            [assignment.role(other) for other in (name, only_copied, shared)],
-            ["routed_expert", "routed_expert", "shared_expert"],
+            [assignment.role(other) for other in (name, only_copied, in_block, shared)],
+            ["routed_expert", "routed_expert", "routed_expert", "shared_expert"],
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 import unittest
 import warnings
 
@@ -56,6 +57,18 @@ class GroupRatios(unittest.TestCase):
                 matrix = matrix_of([[value] * 32, [value] * 31 + [0.0]], "float64")
                 found = measure(matrix, group_sizes=(32,), eps=0.0)
                 assert_close(self, found, {"g32_max_outlier": 32 / 31})
+
+    def test_of_equal_size_are_not_held_twice(self) -> None:
+        matrix = np.ones((2048, 1024), dtype=np.float16)
+        measure(matrix[:1], group_sizes=(1,))  # kernels are loaded, tables made
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        found = measure(matrix, group_sizes=(1,), eps=0.0)
+        self.assertEqual((found["g1_p95_outlier"], found["g1_max_outlier"]), (1.0, 1.0))
+        copy_nbytes, ratios_nbytes = matrix.nbytes, 8 * matrix.size
+        self.assertLess(
+            tracemalloc.get_traced_memory()[1] - copy_nbytes, ratios_nbytes + 10 * 2**20
+        )
 
 
 class UndefinedRatios(unittest.TestCase):

@@ -153,6 +153,12 @@ class MeanScalesAndBiases(unittest.TestCase):
             scales = draw.normal(size=(9, 24)) * 10.0 ** draw.integers(-spread, spread + 1, (9, 24))
             self.check(scales.tolist())
 
+    def test_are_rounded_once_where_sizes_change_from_row_to_row(self) -> None:
+        rows = [[10.0**size, -(10.0**size) / 3] for size in range(-40, 39)]
+        self.check(rows)
+        self.check(rows[::-1])
+        self.check([*rows, [1.0, self.TOP], *rows[::-1], [0.0, 0.0]])
+
     def test_are_null_where_one_is_not_finite(self) -> None:
         for scale in (math.inf, -math.inf, math.nan):
             self.assertEqual(self.means([[1.0, scale], [2.0, 3.0]]), [None, None])

@@ -8,6 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from moe_weights.quantize import native_folds as folds
 from moe_weights.quantize import native_vectors as v
 from moe_weights.quantize.native_rounding import (
     KIND_BFLOAT16,
@@ -31,6 +32,13 @@ def compiled(function: Any) -> Any:
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.uint8)
+
+
+def added_in_order(lanes: np.ndarray) -> float:
+    """Return the sum of sixteen doubles: neighbours first, then sums of two, four and eight."""
+    while lanes.size > 1:
+        lanes = lanes[::2] + lanes[1::2]
+    return float(lanes[0])
 
 
 class Floats(unittest.TestCase):
@@ -60,24 +68,17 @@ class Floats(unittest.TestCase):
         ]  # fmt: skip
         np.testing.assert_array_equal(found.reshape(-1, 16), expected)
 
-    def test_are_reduced_to_single_numbers(self) -> None:
+    def test_compare_to_masks_that_are_counted(self) -> None:
         @compiled
         def reduce(a: Any, b: Any) -> Any:
             one, other = v.load_floats(a, 0), v.load_floats(b, 0)
-            both = v.largest_of_both(one, v.floats(np.float32(0)) - other)
             positive = one > v.floats(np.float32(0))
             pattern = v.pattern_of(positive & v.lanes_below(9))
-            return (
-                v.largest(one), v.lane(both, 0), v.lane(both, 8), v.count(positive), pattern,
-                v.trailing_zeros(pattern),
-            )  # fmt: skip
+            return (v.count(positive & (other == other)), pattern, v.trailing_zeros(pattern))
 
         found = reduce(ONE, OTHER)
         pattern = sum(1 << place for place in range(9) if ONE[place] > 0)
-        expected = (
-            ONE.max(), ONE.max(), -OTHER.min(), (ONE > 0).sum(), pattern,
-            (pattern & -pattern).bit_length() - 1,
-        )  # fmt: skip
+        expected = ((ONE > 0).sum(), pattern, (pattern & -pattern).bit_length() - 1)
         self.assertEqual(found, expected)
 
 
@@ -89,7 +90,7 @@ class Doubles(unittest.TestCase):
             product = v.add_product(one, other, v.doubles(0.5))
             product += v.doubles(1.0) / (one * one) - v.choose(one < other, one, other)
             v.store_floats(out, 0, v.narrow(product))
-            return v.total(product), v.largest_double(v.magnitude(product))
+            return folds.total(product), folds.largest(v.magnitude(product))
 
         out = np.zeros(16, dtype=np.float32)
         found = add(ONE, OTHER, out)
@@ -98,16 +99,14 @@ class Doubles(unittest.TestCase):
         lanes = lanes + (1.0 / (one * one) - np.where(one < other, one, other))
         np.testing.assert_array_equal(out, lanes.astype(np.float32))
         largest = np.abs(lanes).max()
-        for step in (8, 4, 2, 1):
-            lanes = lanes[:step] + lanes[step:]
-        self.assertEqual(found, (lanes[0], largest))
+        self.assertEqual(found, (added_in_order(lanes), largest))
 
 
 class Bits(unittest.TestCase):
     def test_are_shifted_compared_and_stored(self) -> None:
         @compiled
         def work(raw: Any, whole: Any, out: Any, stored: Any) -> None:
-            halves, words = v.load_halves(raw, 16), v.load_words(raw, 0)
+            halves, words = v.widen_halves(v.load_halves(raw, 16)), v.load_words(raw, 0)
             v.store_floats(out, 0, v.floats_of((words << v.bits(3)) | (halves >> v.bits(5))))
             v.store_floats(out, 16, v.floats_of((words & v.bits(0xFF00)) + halves - v.bits(7)))
             size = v.choose(words > v.bits(0x7FFFFFFF), halves, words)
@@ -126,6 +125,86 @@ class Bits(unittest.TestCase):
         np.testing.assert_array_equal(out.view(np.uint32).reshape(3, 16), expected)
         bytes_expected = [expected[1].astype(np.uint8), halves.astype(np.uint8)]
         np.testing.assert_array_equal(stored.reshape(2, 16), bytes_expected)
+
+
+class Folds(unittest.TestCase):
+    def test_give_one_lane_to_each_of_four_vectors(self) -> None:
+        @compiled
+        def fold(a: Any, largest: Any, sums: Any) -> None:
+            one, two = v.load_floats(a, 0), v.load_floats(a, 16)
+            three, four = v.load_floats(a, 32), v.load_floats(a, 48)
+            largest_lanes = folds.largest_of_each(one, two, three, four)
+            sum_lanes = folds.totals(v.widen(one), v.widen(two), v.widen(three), v.widen(four))
+            for number in range(4):
+                largest[number] = folds.lane(largest_lanes, number)
+                sums[number] = folds.lane(sum_lanes, number)
+
+        vectors = np.random.default_rng(4).normal(size=(4, 16)).astype(np.float32)
+        largest, sums = np.zeros(4, dtype=np.float32), np.zeros(4)
+        fold(vectors.reshape(-1), largest, sums)
+        self.assertEqual(largest.tolist(), vectors.max(axis=1).tolist())
+        wide = vectors.astype(np.float64)
+        self.assertEqual(sums.tolist(), [added_in_order(vector) for vector in wide])
+
+    def test_give_one_lane_to_each_of_sixteen_vectors_of_patterns(self) -> None:
+        @compiled
+        def fold(data: Any, halves: Any, words: Any) -> None:
+            v.store_halves(halves, 0, folds.lowest_halves(data, 1))
+            v.store_halves(halves, 16, folds.highest_halves(data, 1))
+            v.store_words(words, 0, folds.lowest_words(data, 1))
+            v.store_words(words, 16, folds.highest_words(data, 1))
+
+        data = np.random.default_rng(5).integers(0, 256, 2 * 16 * 16 * 4, dtype=np.uint8)
+        halves, words = np.zeros(64, dtype=np.uint8), np.zeros(128, dtype=np.uint8)
+        fold(data, halves, words)
+        for found, kind in ((halves, np.int16), (words, np.int32)):
+            vectors = data.view(kind).reshape(-1, 16)[16:32]
+            expected = np.concatenate([vectors.min(axis=1), vectors.max(axis=1)])
+            np.testing.assert_array_equal(found.view(kind), expected)
+
+    def test_compare_patterns_in_the_order_of_the_floats(self) -> None:
+        @compiled
+        def convert(halves: Any, words: Any, ordered: Any, sizes: Any, back: Any) -> None:
+            for index in range(0, halves.size // 2, 16):
+                lanes = v.load_halves(halves, index)
+                v.store_halves(ordered[0], index, v.in_order(lanes))
+                v.store_halves(sizes[0], index, v.pattern_without_sign(lanes))
+                v.store_halves(back[0], index, v.in_order(v.in_order(lanes)))
+            for index in range(0, words.size // 4, 16):
+                numbers = v.load_words(words, index)
+                v.store_words(ordered[1], index, v.in_order(numbers))
+                v.store_words(sizes[1], index, v.pattern_without_sign(numbers))
+                v.store_words(back[1], index, v.in_order(v.in_order(numbers)))
+
+        every = np.arange(2**16, dtype=np.uint16).view(DTYPES["bfloat16"])
+        words = np.random.default_rng(6).integers(0, 2**32, 2**12, dtype=np.uint32).view(np.float32)
+        floats = (every, np.concatenate([words, -words, ONE, -ONE]))
+        made = [tuple(np.zeros_like(as_bytes(part)) for part in floats) for _ in range(3)]
+        convert(*map(as_bytes, floats), *made)
+        for stored, ordered, size, back in zip(floats, *made, strict=True):
+            integers = ordered.view(f"i{stored.itemsize}")
+            known = ~np.isnan(stored)
+            in_order = stored[known].astype(np.float64)[np.argsort(integers[known])]
+            self.assertTrue((in_order[1:] >= in_order[:-1]).all())
+            np.testing.assert_array_equal(size, as_bytes(np.abs(stored)))
+            np.testing.assert_array_equal(back, as_bytes(stored))
+
+    def test_take_the_lower_and_the_higher_of_signed_patterns(self) -> None:
+        @compiled
+        def compare(data: Any, found: Any) -> None:
+            one, two = v.load_halves(data, 0), v.load_halves(data, 16)
+            v.store_halves(found, 0, folds.lower(one, two))
+            v.store_halves(found, 16, folds.higher(one, two))
+            three, four = v.load_words(data, 0), v.load_words(data, 16)
+            v.store_words(found, 16, folds.lower(three, four))
+            v.store_words(found, 32, folds.higher(three, four))
+
+        data = np.random.default_rng(7).integers(0, 256, 128, dtype=np.uint8)
+        found = np.zeros(192, dtype=np.uint8)
+        compare(data, found)
+        halves, words = data.view(np.int16)[:32].reshape(2, 16), data.view(np.int32).reshape(2, 16)
+        expected = [halves.min(axis=0), halves.max(axis=0), words.min(axis=0), words.max(axis=0)]
+        np.testing.assert_array_equal(found, np.concatenate([as_bytes(part) for part in expected]))
 
 
 class Rounding(unittest.TestCase):
@@ -180,7 +259,7 @@ class OtherTypes(unittest.TestCase):
     def test_are_refused_when_a_kernel_is_compiled(self) -> None:
         @compiled
         def mixed(a: Any) -> Any:
-            return v.largest(v.load_floats(a, 0) + v.widen(v.load_floats(a, 0)))
+            return v.count(v.load_floats(a, 0) < v.widen(v.load_floats(a, 0)))
 
         with self.assertRaisesRegex(numba.core.errors.TypingError, "Floats, Doubles"):
             mixed(ONE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import unittest
 from dataclasses import replace
 from typing import Any
@@ -104,7 +105,7 @@ class Order(unittest.TestCase):
             router_probs=[0.25] * 4,
             topk_indices=[3, 1],
             topk_probs=[0.25, 0.25],
-            entropy=1.3862943611198906,
+            entropy=math.log(4),
             normalized_entropy=1.0,
             top1_prob=0.25,
             top1_top2_margin=0.0,

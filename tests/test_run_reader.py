@@ -199,7 +199,7 @@ class Representation(OpenRun):
             (False, "INCOMPLETE", "run.coverage, run.matrix_stats; "),
             (
                 None,
-                "unknown: config.json declares no experts, or not in which layers",
+                "unknown: config.json declares no experts, not how many, or not in which layers",
                 "run.matrix_stats; ",
             ),
         ):

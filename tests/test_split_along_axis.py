@@ -24,7 +24,9 @@ class Splitting(unittest.TestCase):
         np.testing.assert_array_equal(same, ROWS_OF_FIVE)
 
     def test_gives_views_without_a_copy(self) -> None:
-        for part in split_along_axis(ROWS_OF_FIVE, 0, [1, 4]):
+        parts = split_along_axis(ROWS_OF_FIVE, 0, [1, 4])
+        self.assertEqual(len(parts), 2)
+        for part in parts:
             self.assertTrue(np.shares_memory(part, ROWS_OF_FIVE))
 
     def test_leaves_the_other_axes_whole(self) -> None:

@@ -56,6 +56,31 @@ class ReadingTables(unittest.TestCase):
         self.assertEqual(frame["proj"].tolist(), ["a", None])
         self.assertTrue(np.isnan(frame["x"][1]))
 
+    def test_keeps_rows_together_whatever_index_pandas_stored_with_them(self) -> None:
+        path = self.folder / "t.parquet"
+        columns = {"layer": [0, 1, 2], "x": [0.5, 1.5, 2.5], "flag": [True, False, True]}
+        whole = pd.DataFrame({**columns, "proj": ["a", "b", "c"]})
+        rows = whole.to_numpy().tolist()
+        for changed, expected in (
+            (whole.sort_values("x", ascending=False), rows[::-1]),
+            (whole[whole["layer"] != 1], [rows[0], rows[2]]),
+            (whole[1:], rows[1:]),
+            (whole.set_index("layer"), rows),
+        ):
+            changed.to_parquet(path)
+            self.assertEqual(read_table_file(path).to_numpy().tolist(), expected)
+
+    def test_refuses_integers_that_it_cannot_hold(self) -> None:
+        path = self.folder / "t.parquet"
+        pq.write_table(pa.table({"n": pa.array([1, None, 2**63 - 1], pa.uint64())}), path)
+        self.assertEqual(read_table_file(path)["n"].tolist(), [1, pd.NA, 2**63 - 1])
+        pq.write_table(pa.table({"n": pa.array([1, None, 2**63], pa.uint64())}), path)
+        self.assertEqual(
+            self.refused("t.parquet", path.read_bytes()),
+            f"cannot read {path}: n holds 9223372036854775808, which is beyond int64; "
+            "the file is damaged or incomplete: run the command that writes it again",
+        )
+
     def test_takes_files_without_columns_as_zero_rows(self) -> None:
         (self.folder / "t.csv").write_bytes(b"\n")
         pd.DataFrame().to_parquet(self.folder / "t.parquet")
@@ -115,7 +140,10 @@ class RequiredColumns(unittest.TestCase):
         self.assertTrue(str(caught.exception).startswith("t lacks the column proj; "))
 
     def test_may_stand_among_unknown_ones(self) -> None:
-        require_columns(pd.DataFrame({"layer": [1], "more": [2]}), ["layer"], "t")
+        frame = pd.DataFrame({"layer": [1], "more": [2]})
+        require_columns(frame, ["layer"], "t")
+        with self.assertRaises(InvalidDataError):
+            require_columns(frame, ["layer", "less"], "t")
 
     def test_are_not_asked_of_a_file_without_columns(self) -> None:
         require_columns(pd.DataFrame(), ["layer"], "t")

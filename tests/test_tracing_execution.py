@@ -2,42 +2,35 @@ from __future__ import annotations
 
 import json
 import unittest
-from typing import Any
 
 import numpy as np
 
 from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.tracing import (
     DeviceRef,
-    HookCapture,
     Intervention,
     RuntimeCapability,
     RuntimeTraceResult,
-    StageProfile,
     ToyEngine,
     Trace,
     TraceArtifact,
     TraceRequest,
-    TraceSpan,
     access_level_of_trace,
     capture_model,
     claim_summary,
-    compare_captures,
     declared_capability,
     evidence_refs,
+    load_trace,
     missing_evidence,
-    profile_summary,
-    profile_sweep,
     report_summary,
-    run_trace,
     trace_model,
     write_captures,
     write_trace,
 )
-from moe_weights.tracing.array_files import storable
-from moe_weights.tracing.capture_set import join_keys_and_values
+from moe_weights.tracing.array_files import STORED_DTYPES, storable
+from moe_weights.tracing.documents import load_schema
 from tests.support.runs import temporary_folder
-from tests.support.traces import PROMPT_IDS, toy_captures, toy_trace, toy_with_changed_expert
+from tests.support.traces import toy_captures, toy_trace
 
 CPU = DeviceRef(kind="cpu", label="cpu")
 
@@ -109,6 +102,9 @@ class Execution(unittest.TestCase):
         weights = result.trace.artifacts_by_kind("weight_snapshot")
         self.assertEqual(weights[0].metadata["n_parameters"], 3 * 256 + 64 + 4 * 256)
         self.assertEqual(len(weights), 3)
+        twice = toy_trace(requested_artifacts=("weight_snapshot",), collect_layers=(1, 1))
+        (weights,) = twice.trace.artifacts_by_kind("weight_snapshot")
+        self.assertEqual(weights.artifact_id, "weights.layer_1")
         with self.assertRaises(InvalidDataError):
             trace_model(
                 ToyEngine(),
@@ -189,11 +185,45 @@ class TraceResults(unittest.TestCase):
         self.assertEqual(list(folder.iterdir()), [])
         self.assertIsNone(json.loads(write_trace(folder, trace).read_text())["arrays_file"])
 
+    def test_hold_no_array_that_an_artifact_describes_otherwise(self) -> None:
+        folder = temporary_folder(self)
+        for metadata, told in (
+            (
+                {"summary": {"max": 2.0}},
+                (
+                    "$.arrays.a.summary.max: semantic/summary_conflict: the artifact's metadata "
+                    "says 2.0"
+                ),
+            ),
+            (
+                {"dtype": "float64"},
+                "$.arrays.a.dtype: semantic/dtype_conflict: the artifact's metadata says float64",
+            ),
+        ):
+            artifact = TraceArtifact(artifact_id="a", kind="other", shape=(2,), metadata=metadata)
+            trace = Trace(trace_id="t", device=CPU, artifacts=(artifact,))
+            with self.assertRaises(InvalidDataError) as caught:
+                write_trace(folder, trace, {"a": np.ones(2, np.float32)})
+            self.assertEqual(str(caught.exception), told)
+            self.assertFalse((folder / "t.json").exists())
+        notes = {"summary": {"max": "nothing special"}, "dtype": "bfloat16"}
+        artifact = TraceArtifact(artifact_id="a", kind="other", shape=(2,), metadata=notes)
+        trace = Trace(trace_id="t", device=CPU, artifacts=(artifact,))
+        path = write_trace(folder, trace, {"a": np.ones(2, np.float32)})
+        self.assertEqual(load_trace(path)[0].artifacts[0].metadata, notes)
+
     def test_store_any_real_dtype(self) -> None:
         import ml_dtypes
 
-        narrow = np.array([1.5, -2], ml_dtypes.bfloat16)
-        self.assertEqual(storable(narrow).dtype, np.float32)
+        for narrow in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
+            stored = storable(np.array([1.5, -2], narrow))
+            self.assertEqual((stored.dtype, stored.tolist()), (np.float32, [1.5, -2.0]))
+        for dtype in STORED_DTYPES:
+            self.assertEqual(storable(np.zeros(1, dtype)).dtype.name, dtype)
+        schema = load_schema("capture.v1")
+        self.assertEqual(
+            set(schema["$defs"]["array"]["properties"]["dtype"]["enum"]), STORED_DTYPES
+        )
         self.assertEqual(storable(np.zeros((), ">f8")).dtype.str, "<f8")
         for array in (np.array(["a"]), np.array([1j]), np.zeros(1, [("a", "f4")])):
             with self.assertRaises(InvalidDataError):
@@ -248,223 +278,6 @@ class Evidence(unittest.TestCase):
         self.assertEqual(report_summary(first), report_summary(second))
         self.assertEqual(claim_summary(first, toy), claim_summary(second, toy))
         self.assertNotIn("duration", json.dumps(report_summary(first)))
-
-
-def profiled(trace_id: str, duration_s: float, *, kind: str = "logits", **fields: Any) -> Trace:
-    return Trace(
-        trace_id=trace_id,
-        device=CPU,
-        spans=(
-            TraceSpan(
-                span_id="s",
-                name="n",
-                profile=StageProfile(name="n", duration_s=duration_s, **fields),
-            ),
-            TraceSpan(span_id="u", name="u"),
-        ),
-        artifacts=(TraceArtifact(artifact_id="a", kind=kind),) if kind else (),
-    )
-
-
-class ProfileSummaries(unittest.TestCase):
-    def test_add_and_take_the_largest(self) -> None:
-        profiles = (
-            StageProfile(name="a", duration_s=1, token_count=4, input_bytes=8, memory_bytes=1),
-            StageProfile(name="b", duration_s=3, token_count=8, input_bytes=2, sync_points=2),
-        )
-        trace = Trace(
-            trace_id="t",
-            device=CPU,
-            spans=tuple(
-                TraceSpan(span_id=str(n), name="n", profile=p) for n, p in enumerate(profiles)
-            ),
-        )
-        document = profile_summary(trace).to_dict()
-        self.assertEqual(document["total_duration_s"], 4)
-        self.assertEqual(document["token_count"], 8)
-        self.assertEqual(document["tokens_per_second"], 2)
-        self.assertEqual((document["input_bytes"], document["output_bytes"]), (10, None))
-        self.assertEqual((document["peak_memory_bytes"], document["sync_points"]), (1, 2))
-
-    def test_say_nothing_about_what_was_not_measured(self) -> None:
-        summary = profile_summary(Trace(trace_id="t", device=CPU))
-        self.assertIsNone(summary.total_duration_s)
-        self.assertIsNone(summary.tokens_per_second)
-        self.assertIsNone(profile_summary(profiled("t", 0, token_count=3)).tokens_per_second)
-
-
-class Sweeps(unittest.TestCase):
-    def test_group_and_sort_by_the_axis(self) -> None:
-        traces = [
-            profiled("a", 2, token_count=8, sync_points=1),
-            profiled("b", 1, token_count=4),
-            profiled("c", 4, token_count=8, memory_bytes=7),
-        ]
-        document = profile_sweep(traces).to_dict()
-        self.assertEqual([point["axis_value"] for point in document["points"]], [4, 8])
-        point = document["points"][1]
-        self.assertEqual(point["trace_ids"], ["a", "c"])
-        duration = point["duration_s"]
-        self.assertEqual(
-            [duration[name] for name in ("mean", "min", "max", "samples")], [3, 2, 4, [2, 4]]
-        )
-        self.assertAlmostEqual(duration["sd"], 2**0.5)
-        self.assertIsNone(document["points"][0]["duration_s"]["sd"])
-        self.assertEqual((point["max_memory_bytes"], point["sync_points"]), (7, 1))
-        self.assertEqual(document["metadata"]["fit"], "not_computed")
-        self.assertTrue(document["metadata"]["fit_reason"])
-
-    def test_without_rates_have_none(self) -> None:
-        sweep = profile_sweep([profiled("a", 0, batch_size=1)], axis="batch_size")
-        self.assertIsNone(sweep.to_dict()["points"][0]["tokens_per_second"])
-
-    def test_refuse_what_does_not_compare(self) -> None:
-        a = profiled("a", 1, token_count=1)
-        for told, traces, axis in (
-            ("traces: there are none", [], "token_count"),
-            ("axis: 'x' is unknown", [a], "x"),
-            ('trace "a": no span has a queue_depth', [a], "queue_depth"),
-            ('traces: "a" occurs twice', [a, a], "token_count"),
-            ("none holds an artifact", [profiled("a", 1, kind="")], "token_count"),
-            (
-                "trace \"b\": holds ['text'], but \"a\" holds ['logits']",
-                [a, profiled("b", 1, kind="text", token_count=1)],
-                "token_count",
-            ),
-        ):
-            with self.assertRaises(InvalidDataError) as caught:
-                profile_sweep(traces, axis=axis)
-            self.assertIn(told, str(caught.exception))
-        other = profiled("b", 1, kind="text", token_count=1)
-        sweep = profile_sweep([a, other], require_stable_artifacts=False)
-        self.assertEqual(sweep.artifact_kinds, ("logits", "text"))
-
-
-def pair(left: Any, right: Any, **options: Any) -> Any:
-    (comparison,) = compare_captures(
-        HookCapture("prefill", 0, logits=np.asarray(left)),
-        HookCapture("prefill", 0, logits=np.asarray(right)),
-        **options,
-    )
-    return comparison
-
-
-class Decisions(unittest.TestCase):
-    def test_values_that_are_not_finite_diverge(self) -> None:
-        for left, right, count in (
-            ([np.nan], [1.0], 1),
-            ([np.nan], [np.nan], 2),
-            ([np.inf], [np.inf], 2),
-        ):
-            comparison = pair(left, right)
-            self.assertTrue(comparison.diverged)
-            self.assertEqual((comparison.reason, comparison.n_non_finite), ("non_finite", count))
-            self.assertIsNone(comparison.to_dict()["max_abs_diff"])
-
-    def test_empty_arrays_of_one_shape_match(self) -> None:
-        self.assertFalse(pair(np.zeros((0, 4)), np.zeros((0, 4))).diverged)
-        self.assertEqual(pair(np.zeros((0, 4)), np.zeros((0, 5))).reason, "shape_mismatch")
-
-    def test_zero_arrays_match_and_are_flagged(self) -> None:
-        comparison = pair([0.0], [0.0])
-        self.assertFalse(comparison.diverged)
-        self.assertTrue(comparison.zero_norm)
-        self.assertEqual((comparison.cosine_similarity, comparison.max_rel_diff), (0, 0))
-
-    def test_extreme_values_keep_their_numbers(self) -> None:
-        comparison = pair([1e308], [-1e308])
-        self.assertEqual((comparison.reason, comparison.cosine_similarity), ("overflow", -1))
-        comparison = pair([1e-300, 0], [1e-300, 1e-300])
-        self.assertAlmostEqual(comparison.cosine_similarity, 0.5**0.5)
-        self.assertEqual(pair(np.float16([1]), np.int8([3])).max_abs_diff, 2)
-
-    def test_may_be_relative(self) -> None:
-        comparison = pair([100.0, 1], [101.0, 1], threshold=0.02, relative=True)
-        self.assertFalse(comparison.diverged)
-        self.assertEqual((comparison.max_rel_diff, comparison.measure), (0.01, "relative"))
-        self.assertTrue(pair([0.0], [1e-9], threshold=0.5, relative=True).diverged)
-
-    def test_long_arrays_are_compared_to_their_end(self) -> None:
-        left = np.zeros(600_000, np.float32)
-        right = left.copy()
-        right[-1] = 1
-        comparison = pair(left, right)
-        self.assertEqual(comparison.max_abs_diff, 1)
-        self.assertAlmostEqual(comparison.mean_abs_diff, 1 / 600_000)
-
-    def test_refuse_what_cannot_be_compared(self) -> None:
-        with self.assertRaises(InvalidDataError):
-            compare_captures(HookCapture("prefill", 0), HookCapture("prefill", 1))
-        for threshold in (-1.0, np.nan, np.inf):
-            with self.assertRaises(UsageError):
-                pair([1.0], [1.0], threshold=threshold)
-        for array in (["a"], [1j]):
-            with self.assertRaises(InvalidDataError):
-                pair(array, array)
-        with self.assertRaises(InvalidDataError):
-            pair(np.zeros(2, "V3"), np.zeros(2, "V3"))
-
-    def test_joined_caches_keep_every_value(self) -> None:
-        keys, values = np.ones((2, 3, 4)), np.zeros((2, 3, 5))
-        self.assertEqual(join_keys_and_values(keys, keys).shape, (2, 2, 3, 4))
-        self.assertEqual(join_keys_and_values(keys, values).shape, (2, 3, 9))
-        self.assertEqual(join_keys_and_values(keys, values[:1]).shape, (39,))
-
-
-class Failing:
-    def on_prefill(self, layer: int) -> HookCapture | None:
-        if layer == 1:
-            raise OSError("gone")
-        return HookCapture("prefill", layer, logits=np.array(["x"]))
-
-    def on_kv_transfer(self, layer: int) -> HookCapture | None:
-        return None
-
-    def on_decode_step(self, layer: int, step: int) -> HookCapture | None:
-        return None
-
-
-class Hooks(unittest.TestCase):
-    def test_that_fail_are_told_and_the_run_goes_on(self) -> None:
-        result = run_trace(Failing(), Failing(), "p", num_layers=2)
-        self.assertEqual(
-            result.errors,
-            (
-                "prefill layer 0: array of <U1: its elements are no real numbers",
-                "baseline, prefill layer 1: OSError: gone",
-                "target, prefill layer 1: OSError: gone",
-            ),
-        )
-        self.assertEqual(result.verdict, "error")
-        with self.assertRaises(UsageError):
-            run_trace(Failing(), Failing(), "p", num_layers=-1)
-
-    def test_of_changed_models_name_the_changed_layer_first(self) -> None:
-        baseline = toy_captures(decode_steps=2)
-        for layer in range(3):
-            changed = toy_with_changed_expert(layer, self.used_expert(layer))
-            target = toy_captures(changed, decode_steps=2, decode_ids=baseline.decode_ids)
-            result = run_trace(
-                baseline.to_hook(), target.to_hook(), "p", num_layers=3, decode_steps=2
-            )
-            first = result.first_divergence
-            assert first is not None
-            self.assertEqual(
-                (first.hook_point, first.layer, first.step, first.field_name),
-                ("prefill", layer, None, "hidden_states"),
-            )
-            document = result.to_dict()
-            self.assertEqual(document["claim"]["access_level"], "activations")
-
-    def used_expert(self, layer: int) -> int:
-        plain = toy_captures()
-        for expert in range(4):
-            other = toy_captures(toy_with_changed_expert(layer, expert))
-            left, right = (side.to_hook().on_prefill(layer) for side in (plain, other))
-            assert left is not None and right is not None
-            if compare_captures(left, right)[0].diverged:
-                return expert
-        raise AssertionError(f"no expert of layer {layer} is used by {PROMPT_IDS}")
 
 
 if __name__ == "__main__":

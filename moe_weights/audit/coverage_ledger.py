@@ -77,9 +77,11 @@ def coverage_summary(coverage: Coverage) -> dict[str, JsonValue]:
 def coverage_line(coverage: Coverage) -> str:
     """Return the verdict in one sentence."""
     if coverage.complete is None:
-        if coverage.entries and not counts_its_layers(coverage.expectation):
+        if not coverage.expectation.stacks:
+            return "coverage unknown: config.json declares no experts to hold the tensors against"
+        if not counts_its_layers(coverage.expectation):
             return "coverage unknown: config.json does not say which layers have experts"
-        return "coverage unknown: config.json declares no experts to hold the tensors against"
+        return "coverage unknown: config.json does not say how many experts each layer has"
     if coverage.complete:
         return "coverage complete: every expert matrix that config.json declares will be measured"
     statuses = Counter(str(entry.status) for entry in coverage.problems)
@@ -91,14 +93,14 @@ def coverage_line(coverage: Coverage) -> str:
 
 
 def coverage_findings(coverage: Coverage) -> list[Finding]:
-    """Return one warning per status that keeps the ledger from being complete, and two more.
+    """Return one warning per status that keeps the ledger from being complete, and three more.
 
     Multi-token-prediction layers that config.json counts and that are not there keep nothing from
     being complete: releases leave them out, and in some families their block is dense. Where
-    config.json does not say how many experts there are, the projections of a layer are held
-    against each other.
+    config.json does not say how many experts there are, layers without any are named, and the
+    projections of a layer are held against each other.
     """
-    findings = [*_absent_mtp_findings(coverage), *_ragged_layer_findings(coverage)]
+    findings = [*_absent_mtp_findings(coverage), *_uncounted_layer_findings(coverage)]
     by_status: dict[str, list[str]] = {}
     for entry in coverage.problems:
         place = f"{entry.stack} layer {entry.layer} {entry.proj}"
@@ -146,26 +148,33 @@ def _absent_mtp_findings(coverage: Coverage) -> list[Finding]:
     ]
 
 
-def _ragged_layer_findings(coverage: Coverage) -> list[Finding]:
+def _uncounted_layer_findings(coverage: Coverage) -> list[Finding]:
     layers: dict[tuple[str, int], dict[str, int]] = {}
     for entry in coverage.entries:
         if entry.expected_experts is None:
             layers.setdefault((entry.stack, entry.layer), {})[entry.proj] = entry.found_experts
-    details = [
+    empty = [
+        f"{stack} layer {layer}"
+        for (stack, layer), counts in layers.items()
+        if not any(counts.values())
+    ]
+    ragged = [
         f"{stack} layer {layer}: " + ", ".join(f"{proj} {n}" for proj, n in counts.items())
         for (stack, layer), counts in layers.items()
         if len(set(counts.values())) > 1
     ]
-    if not details:
-        return []
-    shown = "; ".join(details[:3]) + ("; ..." if len(details) > 3 else "")
     return [
         Finding(
             kind=FindingKind.COVERAGE,
-            message="[coverage] layers whose projections have different numbers of experts: "
-            f"{len(details)} ({shown})",
-            count=len(details),
+            message=f"[coverage] {what}: {len(places)} "
+            f"({'; '.join(places[:3])}{'; ...' if len(places) > 3 else ''})",
+            count=len(places),
             hint="config.json does not say how many there should be; look for a missing shard or "
             "for names that no rule takes",
         )
+        for what, places in (
+            ("layers that have experts by config.json, of which none is measured", empty),
+            ("layers whose projections have different numbers of experts", ragged),
+        )
+        if places
     ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import cast
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.checkpoint.locate import CheckpointFiles
+from moe_weights.checkpoint.model_config import to_integer
 from moe_weights.checkpoint.shard_index import ShardIndex
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.findings import Finding, FindingKind, list_some
@@ -36,6 +38,8 @@ class IndexReport:
         misplaced_tensors: Found in another shard than the index says.
         not_scanned_due_to_max_files: Shards left out by `scan.max_files`.
         extra_safetensors_files_on_disk: Files beside the index that it does not name.
+        extra_files_not_read: Other files that it does not name: in subfolders that are not hidden,
+            or beside it with another suffix that is scanned.
         index_metadata: The index's own `metadata`.
         total_size_found: Bytes of all tensors read; None when not all shards were.
     """
@@ -49,6 +53,7 @@ class IndexReport:
     misplaced_tensors: tuple[MisplacedTensor, ...]
     not_scanned_due_to_max_files: tuple[str, ...]
     extra_safetensors_files_on_disk: tuple[str, ...]
+    extra_files_not_read: tuple[str, ...]
     index_metadata: Mapping[str, JsonValue]
     total_size_found: int | None
 
@@ -111,6 +116,7 @@ def _report(
         misplaced_tensors=misplaced_tensors,
         not_scanned_due_to_max_files=tuple(sorted(cut_off)),
         extra_safetensors_files_on_disk=tuple(sorted(files.extra_safetensors_files_on_disk)),
+        extra_files_not_read=tuple(sorted(files.extra_files_not_read)),
         index_metadata=cast("Mapping[str, JsonValue]", index.metadata),
         total_size_found=sum(header.nbytes for header in headers) if is_whole else None,
     )
@@ -136,6 +142,7 @@ def index_report_json(report: IndexReport) -> dict[str, JsonValue]:
         ],
         "not_scanned_due_to_max_files": report.not_scanned_due_to_max_files,
         "extra_safetensors_files_on_disk": report.extra_safetensors_files_on_disk,
+        "extra_files_not_read": report.extra_files_not_read,
     }
     if report.index_metadata:
         content["index_metadata"] = report.index_metadata
@@ -165,9 +172,11 @@ def index_findings(report: IndexReport) -> list[Finding]:
         for label, names in lists.items()
         if names
     ]
+    if report.extra_files_not_read:
+        findings.append(_extra_files_finding(report.extra_files_not_read))
     stated = report.index_metadata.get("total_size")
     found = report.total_size_found
-    if stated is not None and found is not None and stated != found:
+    if stated is not None and found is not None and to_integer(stated) != found:
         findings.append(
             Finding(
                 kind=FindingKind.INDEX,
@@ -176,3 +185,23 @@ def index_findings(report: IndexReport) -> list[Finding]:
             )
         )
     return findings
+
+
+def _extra_files_finding(files: Sequence[str]) -> Finding:
+    # Never opened, so they may belong to the model, be a copy of it, or adapters. A folder may hold
+    # hundreds, so it is named once.
+    by_folder: dict[str, list[str]] = {}
+    for file in files:
+        by_folder.setdefault(str(PurePosixPath(file).parent), []).append(file)
+    described: list[str] = []
+    for folder, held in by_folder.items():
+        is_told_alone = len(held) == 1 or folder == "."
+        described += held if is_told_alone else [f"{folder}/ ({len(held)} files)"]
+    return Finding(
+        kind=FindingKind.INDEX,
+        message=f"[index] extra files not read: {list_some(described)}",
+        file=files[0] if len(files) == 1 else "",
+        count=len(files),
+        hint="if they belong to the model, name them in the index or set "
+        "scan.use_safetensors_index_json to false; the full list is in logs/index_report.json",
+    )

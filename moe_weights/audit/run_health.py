@@ -142,7 +142,11 @@ def run_health_json(
             "fallback_extracted": _some_distinct(plan.fallback_extracted),
             "unmatched_expertish": _some_distinct([item.header.name for item in expertish]),
         },
-        "derived_tensor_formats": ["<tensor>::<proj>", "<tensor>::split[<rows|cols>]::<proj>"],
+        "derived_tensor_formats": [
+            "<tensor>::<proj>",
+            "<tensor>::split[<rows|cols>]::<proj>",
+            "<either>::shared[<number>]",
+        ],
         "index_summary": _index_summary(config, files, report),
     }
 

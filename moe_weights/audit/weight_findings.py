@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 
-from moe_weights.columns import Row
+from moe_weights.columns import Cell, Row
 from moe_weights.findings import Finding, FindingKind, name_some
 
 
@@ -25,7 +25,7 @@ def weight_findings(
             str(rows[i]["derived_tensor"]), str(rows[i]["file"]),
         ),
     )  # fmt: skip
-    findings = []
+    told: list[tuple[str, list[Row]]] = []
     checks: list[tuple[str, Callable[[int], bool]]] = [
         (
             "NaN or Inf in",
@@ -40,29 +40,39 @@ def weight_findings(
     for text, holds in checks:
         found = [i for i in order if holds(i)]
         if found:
-            findings.append(_finding(text, [rows[i] for i in found]))
-    findings.extend(_identical_findings(rows, digests, order))
-    return findings
+            told.append((text, [rows[i] for i in found]))
+    told += [("identical weights in", members) for members in _twins(rows, digests, order)]
+    layered = _names_in_several_layers(rows) if told else frozenset()
+    return [_finding(text, members, layered) for text, members in told]
 
 
-def _identical_findings(
+def _twins(
     rows: Sequence[Row], digests: Sequence[str], order: Sequence[int]
-) -> list[Finding]:
+) -> Iterator[list[Row]]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for i in order:
         row = rows[i]
-        # The file stands in for nothing here: a second copy of a whole shard is a duplicate name.
-        key = (row["layer"], row["proj"], row["rows"], row["cols"], row["dtype"], digests[i])
+        place = (row["stack"], row["layer"], row["proj"])
+        key = (*place, row["rows"], row["cols"], row["dtype"], digests[i])
         groups.setdefault(key, []).append(row)
-    return [
-        _finding("identical weights in", members)
-        for members in groups.values()
-        if len({str(row["derived_tensor"]) + f"|{row['expert_id']}" for row in members}) > 1
-    ]
+    for members in groups.values():
+        # The file stands in for nothing here: a second copy of a whole shard is a duplicate name.
+        if len({(row["derived_tensor"], row["expert_id"]) for row in members}) > 1:
+            yield members
 
 
-def _finding(text: str, rows: Sequence[Row]) -> Finding:
-    names = [_describe(row) for row in rows]
+def _names_in_several_layers(rows: Sequence[Row]) -> Set[Cell]:
+    """Return the names of matrices that do not tell their layer: of tensors that hold several."""
+    layer_of: dict[Cell, Cell] = {}
+    return {
+        row["derived_tensor"]
+        for row in rows
+        if layer_of.setdefault(row["derived_tensor"], row["layer"]) != row["layer"]
+    }
+
+
+def _finding(text: str, rows: Sequence[Row], layered: Set[Cell]) -> Finding:
+    names = [_describe(row, layered) for row in rows]
     return Finding(
         kind=FindingKind.WEIGHTS,
         message=f"[weights] {text} {name_some(names, 'matrix', plural='matrices')}",
@@ -73,8 +83,10 @@ def _finding(text: str, rows: Sequence[Row]) -> Finding:
     )
 
 
-def _describe(row: Row) -> str:
-    return f"{row['derived_tensor']} expert {row['expert_id']}"
+def _describe(row: Row, layered: Set[Cell]) -> str:
+    name = row["derived_tensor"]
+    layer = f" layer {row['layer']}" if name in layered else ""
+    return f"{name}{layer} expert {row['expert_id']}"
 
 
 def _has_only(row: Row, *counts: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -113,6 +114,24 @@ def is_readable_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file can have, a folder that may not be entered
         return False
+
+
+def is_link(path: Path) -> bool:
+    """Tell whether a symbolic link lies at `path`, wherever it leads."""
+    try:
+        return path.is_symlink()
+    except OSError:  # a folder that may not be entered
+        return False
+
+
+def what_lies_at(path: Path) -> str:
+    """Say what lies at a path that `is_readable_file` denies; "" for nothing at all."""
+    try:
+        return "a folder" if stat.S_ISDIR(path.stat().st_mode) else "no regular file"
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "a dangling link" if is_link(path) else ""
+    except OSError as error:
+        return f"a file out of reach ({error.strerror or error})"
 
 
 def is_lfs_pointer(head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Which of the shards that an index names are there, and what lies beside them?"""
+"""Which of the shards that an index names are there, and what lies beside and below them?"""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from moe_weights.checkpoint.file_access import is_readable_file
+from moe_weights.checkpoint.file_access import is_readable_file, what_lies_at
 from moe_weights.checkpoint.file_names import escape_name
+from moe_weights.checkpoint.folder_walk import look_below
 from moe_weights.checkpoint.shard_index import ShardIndex
 from moe_weights.errors import ShardIndexError
 from moe_weights.findings import Finding, FindingKind, list_some
+
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +25,17 @@ class IndexedShards:
         missing: Those of them that are no readable files, sorted.
         present: The others, sorted.
         extra_on_disk: `.safetensors` files beside the index that it does not name, sorted.
+        extra_not_read: Other files with an allowed suffix that it does not name, sorted: those in
+            subfolders that are not hidden, and those beside it with another suffix.
         findings: What lies in the place of a shard; shards that are not expected, or that the index
-            names none.
+            names none; subfolders that could not be looked into.
     """
 
     expected: tuple[str, ...]
     missing: tuple[str, ...]
     present: tuple[str, ...]
     extra_on_disk: tuple[str, ...]
+    extra_not_read: tuple[str, ...]
     findings: tuple[Finding, ...]
 
 
@@ -50,7 +56,8 @@ def find_indexed_shards(
     named = index.shards
     expected = tuple(file for file in named if PurePosixPath(file).suffix in extensions)
     missing = tuple(file for file in expected if not is_readable_file(root / file))
-    findings = [_in_its_place(root, file) for file in missing if _is_there(root / file)]
+    places = {file: what_lies_at(root / file) for file in missing}
+    findings = [_in_its_place(file, what) for file, what in places.items() if what]
     if missing and strict:
         causes = "".join(f"\n  {finding.message}" for finding in findings)
         raise ShardIndexError(
@@ -60,40 +67,29 @@ def find_indexed_shards(
     others = sorted(set(named) - set(expected))
     if others or not named:
         findings.append(_not_scanned(index, others))
+    # Folders that start with a dot are what programs keep for themselves: downloads, histories.
+    below = look_below(root, (*extensions, _SUFFIX), enter_hidden=False)
+    with_shards = {str(folder) for file in named for folder in PurePosixPath(file).parents[:-1]}
+    findings += [f for f in below.folders_left_out if f.file not in with_shards]
+    extra = {PurePosixPath(escape_name(file)) for file in set(below.files) - set(named)}
+    beside = {file for file in extra if file.suffix == _SUFFIX and len(file.parts) == 1}
+    not_read = {file for file in extra - beside if file.suffix in extensions}
     return IndexedShards(
         expected=expected,
         missing=missing,
         present=tuple(sorted(set(expected) - set(missing))),
-        extra_on_disk=_find_extra(root, frozenset(named)),
+        extra_on_disk=tuple(sorted(map(str, beside))),
+        extra_not_read=tuple(sorted(map(str, not_read))),
         findings=tuple(findings),
     )
 
 
-def _find_extra(root: Path, named: frozenset[str]) -> tuple[str, ...]:
-    return tuple(
-        sorted(
-            escape_name(entry.name)
-            for entry in root.glob("*.safetensors")
-            if entry.name not in named and is_readable_file(entry)
-        )
-    )
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_symlink() or path.exists()
-    except OSError:
-        return False  # a name that the file system refuses, such as one of 300 letters
-
-
-def _in_its_place(root: Path, file: str) -> Finding:
-    path = root / file
-    what = "a folder" if path.is_dir() else "a dangling link" if path.is_symlink() else "no file"
+def _in_its_place(file: str, what: str) -> Finding:
     return Finding(
         kind=FindingKind.SCAN,
         message=f"[scan] shard named by the index is {what}: {file}",
         file=file,
-        hint="put the shard itself there",
+        hint="put the shard itself there, where you may read it",
     )
 
 

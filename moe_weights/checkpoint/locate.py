@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from moe_weights.checkpoint.file_names import is_utf8
+from moe_weights.checkpoint.file_names import escape_name, is_utf8
 from moe_weights.checkpoint.folder_walk import walk_folder
 from moe_weights.checkpoint.indexed_shards import find_indexed_shards
 from moe_weights.checkpoint.model_path import ModelPathKind, check_listable, find_model_path
 from moe_weights.checkpoint.shard_index import IndexState, search_shard_index
 from moe_weights.errors import CheckpointError, ShardIndexError, UsageError
-from moe_weights.findings import Finding, FindingKind
+from moe_weights.findings import Finding, FindingKind, list_some
 
 ScanMode: TypeAlias = Literal["index", "walk"]
 
@@ -40,6 +40,8 @@ class CheckpointFiles:
         not_scanned_due_to_max_files: Files that would follow in scan order, cut off by `max_files`.
         extra_safetensors_files_on_disk: `.safetensors` files beside the active index that it does
             not name, sorted.
+        extra_files_not_read: Other files with an allowed suffix that the active index does not
+            name, beside it or in subfolders that are not hidden, sorted.
         findings: What an auditor should know about the search.
     """
 
@@ -54,6 +56,7 @@ class CheckpointFiles:
     missing_shards: tuple[str, ...] = ()
     not_scanned_due_to_max_files: tuple[str, ...] = ()
     extra_safetensors_files_on_disk: tuple[str, ...] = ()
+    extra_files_not_read: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 
@@ -124,9 +127,14 @@ def locate_checkpoint(
             missing_shards=shards.missing,
             not_scanned_due_to_max_files=_cut_off(shards.present, max_files),
             extra_safetensors_files_on_disk=shards.extra_on_disk,
+            extra_files_not_read=shards.extra_not_read,
             findings=shards.findings,
         )
     walked = walk_folder(model.path, extensions)
+    if use_index and walked.inner_indexes:
+        findings.append(
+            _inner_indexes_finding([escape_name(file) for file in walked.inner_indexes])
+        )
     return CheckpointFiles(
         model_path=model.path,
         root=model.path,
@@ -169,6 +177,17 @@ def _unparsed_index_finding(state: IndexState) -> Finding:
         message=f"[index] failed to parse index {state.index_path}: {state.error}",
         file="" if state.index_path is None else state.index_path.name,
         hint="mend or remove the index; the files were chosen without it",
+    )
+
+
+def _inner_indexes_finding(files: list[str]) -> Finding:
+    # A shard that they name and that is not there would be missed by nobody.
+    return Finding(
+        kind=FindingKind.INDEX,
+        message=f"[index] indexes in subfolders are not used: {list_some(files)}",
+        file=files[0] if len(files) == 1 else "",
+        count=len(files),
+        hint="point model_path at the folder of an index to have its shards held against it",
     )
 
 

@@ -19,7 +19,7 @@ from moe_weights.checkpoint.file_access import (
     is_lfs_pointer,
     is_readable_file,
 )
-from moe_weights.checkpoint.strict_json import refuse_half_surrogates
+from moe_weights.checkpoint.strict_json import refuse_depth, refuse_half_surrogates
 from moe_weights.findings import Finding, FindingKind
 
 BudgetValue: TypeAlias = "int | list[int] | None"
@@ -210,6 +210,7 @@ def _parse_object(text: str) -> dict[str, JsonValue]:
         raise ValueError("it is not a JSON object")
     if not value:
         raise ValueError("it is an empty object")
+    refuse_depth(text, value)
     refuse_half_surrogates(text, value)
     return cast("dict[str, JsonValue]", value)
 

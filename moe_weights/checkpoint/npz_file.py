@@ -157,7 +157,7 @@ def _parse_descr(descr: object) -> tuple[str, int | None]:
 
     try:
         dtype = np.lib.format.descr_to_dtype(descr)  # type: ignore[arg-type] # untrusted literal
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, SyntaxError) as error:
         # ml_dtypes.float8_e5m2 saves itself as "<f1", which NumPy does not read back.
         if isinstance(descr, str) and _UNKNOWN_TYPE.fullmatch(descr):
             return descr, None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from moe_weights.atomic_files import JsonValue
-from moe_weights.checkpoint.file_access import LFS_POINTER_CAUSE, is_lfs_pointer
+from moe_weights.atomic_files import JsonValue, open_regular_file
+from moe_weights.checkpoint.file_access import LFS_POINTER_CAUSE, is_lfs_pointer, is_link
 from moe_weights.checkpoint.model_config import NESTED_CONFIGS, iter_scopes
 from moe_weights.checkpoint.strict_json import StrictJsonError, parse_json
 from moe_weights.errors import CheckpointError
@@ -43,11 +43,14 @@ def find_quantization(root: Path, config: Mapping[str, JsonValue] | None) -> Map
 
 def _read_modelopt_file(path: Path) -> object:
     try:
-        encoded = path.read_bytes()
+        with open_regular_file(path) as stream:
+            encoded = stream.read()
         if is_lfs_pointer(encoded):
             raise _unusable(LFS_POINTER_CAUSE)
         return parse_json(encoded).value
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if is_link(path):
+            raise _unusable("it is a link to nothing") from error
         return None
     except OSError as error:
         raise _unusable(f"it cannot be read ({error.strerror or error})") from error

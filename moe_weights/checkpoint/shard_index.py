@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from moe_weights.atomic_files import open_regular_file
 from moe_weights.checkpoint.file_access import LFS_POINTER_CAUSE, is_lfs_pointer
 from moe_weights.checkpoint.strict_json import StrictJsonError, parse_json
 from moe_weights.errors import ShardIndexError
@@ -115,7 +116,8 @@ def load_shard_index(path: Path) -> ShardIndex:
         ShardIndexError: it cannot be read or trusted; the message is the cause alone, without path.
     """
     try:
-        encoded = path.read_bytes()
+        with open_regular_file(path) as stream:
+            encoded = stream.read()
     except OSError as error:
         raise ShardIndexError(f"it cannot be read ({error.strerror or error})") from error
     if is_lfs_pointer(encoded):

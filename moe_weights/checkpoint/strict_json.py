@@ -1,7 +1,8 @@
 """Which JSON text is taken: only what every parser reads the same way.
 
 Python's parser accepts NaN, numbers beyond all bounds, half surrogates and repeated keys; other
-readers of the same file do not, or take another of the repeated values.
+readers of the same file do not, or take another of the repeated values. It also reads what is
+nested deeper than Python can write.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+_MAX_DEPTH = 100  # real files have ten levels; how many a parser bears is its own affair
+_TOO_DEEP = "not usable JSON (nested too deeply)"
 
 
 class StrictJsonError(ValueError):
@@ -41,6 +45,7 @@ def parse_json(encoded: bytes) -> ParsedJson:
         raise StrictJsonError(f"not UTF-8 text (byte {error.start})") from error
     value = _parse_plain(text)
     if value is not None:
+        refuse_depth(text, value)
         return ParsedJson(value=value, duplicate_keys=())
     duplicate_keys: list[str] = []
     try:
@@ -51,11 +56,37 @@ def parse_json(encoded: bytes) -> ParsedJson:
             parse_float=_finite,
         )
     except RecursionError as error:
-        raise StrictJsonError("not usable JSON (nested too deeply)") from error
+        raise StrictJsonError(_TOO_DEEP) from error
     except ValueError as error:
         raise StrictJsonError(f"not JSON ({error})") from error
+    refuse_depth(text, value)
     refuse_half_surrogates(text, value)
     return ParsedJson(value=value, duplicate_keys=tuple(duplicate_keys))
+
+
+def refuse_depth(text: str, value: object) -> None:
+    """Refuse a parsed value with more than 100 objects and lists in one another.
+
+    Args:
+        text: What was parsed.
+        value: What it says.
+
+    Raises:
+        StrictJsonError: it is nested too deeply.
+    """
+    if text.count("{") + text.count("[") <= _MAX_DEPTH:
+        return
+    level = [value]
+    for _depth in range(_MAX_DEPTH + 1):
+        holders = [item for item in level if isinstance(item, dict | list)]
+        if not holders:
+            return
+        level = [
+            item
+            for holder in holders
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+    raise StrictJsonError(_TOO_DEEP)
 
 
 def refuse_half_surrogates(text: str, value: object) -> None:

@@ -22,9 +22,10 @@ from moe_weights.quantize.mlx_backend import PIECE_WEIGHTS
 _BLOCK_COPIES = 4
 # Counts of bit patterns, and what further passes select from.
 _METER_NBYTES = 18 * 2**20
-# Numbers for each row and column of a matrix: sums, those of the pass before, norms in order.
+# Numbers for each row and column of a matrix: sums, those of the pass before, norms in order, and
+# for a column what the quantiser brings back of a row.
 _PER_ROW = 5
-_PER_COLUMN = 10
+_PER_COLUMN = 11
 # What a row of each table takes from the first number to the written file.
 _ROW_NBYTES = 2048
 _QUANT_ROW_NBYTES = 512

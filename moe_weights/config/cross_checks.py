@@ -18,7 +18,7 @@ _NAMED_LISTS = {"extract_rules": "rule", "quant_schemes": "scheme", "delta_pairs
 
 
 def check_together(document: dict[str, JsonValue]) -> Iterator[Fault]:
-    """Give the faults of rule layouts, capture groups and repeated names."""
+    """Give the faults of rule layouts, capture groups, projections and repeated names."""
     for key, noun in _NAMED_LISTS.items():
         yield from _check_unique_names(document, key, noun)
     for position, rule in _objects(document.get("extract_rules")):
@@ -28,6 +28,7 @@ def check_together(document: dict[str, JsonValue]) -> Iterator[Fault]:
             yield from _check_axes(layout, _integer(rule.get("ndim")), (*location, "layout"))
             yield from _check_stacked(layout, (*location, "layout", "stacked_experts_axis"))
         yield from _check_groups(rule, location)
+        yield from _check_projection(rule, location)
 
 
 def _check_unique_names(document: dict[str, JsonValue], key: str, noun: str) -> Iterator[Fault]:
@@ -91,6 +92,20 @@ def _check_groups(rule: dict[str, JsonValue], location: Location) -> Iterator[Fa
             plural = "" if n_groups == 1 else "s"
             advice = f"match has {n_groups} capture group{plural}; use {_choices(1, n_groups)}"
         yield Fault((*location, name), f"there is no group {group}: {advice}")
+
+
+def _check_projection(rule: dict[str, JsonValue], location: Location) -> Iterator[Fault]:
+    # What is not used would leave other projections in the tables than the rule seems to say.
+    has_group = rule.get("proj_group") is not None
+    if rule.get("proj") and has_group:
+        yield Fault(
+            (*location, "proj"), "proj_group says already where the projection is; keep one of both"
+        )
+    if rule.get("proj_map") and not has_group:
+        yield Fault(
+            (*location, "proj_map"),
+            "there is no proj_group to capture what it maps; give its capture group",
+        )
 
 
 def _objects(value: JsonValue) -> Iterator[tuple[int, dict[str, JsonValue]]]:

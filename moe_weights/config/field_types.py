@@ -6,6 +6,7 @@ annotations can say what a key expects (`model_types`).
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -24,9 +25,15 @@ class ConfigSection(BaseModel):
         strict=True,
         extra="forbid",
         allow_inf_nan=False,
-        populate_by_name=True,
         protected_namespaces=(),
     )
+
+
+def as_tuples(value: object) -> object:
+    """Return JSON values with tuples for lists, as strict models want them."""
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _refuse(message: str) -> PydanticCustomError:
@@ -53,9 +60,9 @@ def _check_regex_with_group(text: str) -> str:
 
 
 def _check_suffix(text: str) -> str:
-    if len(text) < 2 or not text.startswith("."):
+    if len(text) < 2 or PurePosixPath(f"name{text}").suffix != text:
         raise _refuse(
-            'a file suffix starts with a dot and has a name, such as ".safetensors"; '
+            'a file suffix is one dot and a name, such as ".safetensors"; '
             f'"{text}" would match no file'
         )
     return text

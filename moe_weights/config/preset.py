@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from pydantic import Field
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.config.field_types import ConfigSection, NonEmptyStr
+from moe_weights.config.field_types import ConfigSection, NonEmptyStr, as_tuples
 from moe_weights.config.rules import ExtractRule, LookAlike
 from moe_weights.errors import ConfigError, ConfigProblem
 
@@ -141,10 +141,3 @@ def _parse(text: str) -> Preset:
     # The minimal config.json is read like a model's own, which has lists.
     tuples = {key: as_tuples(value) for key, value in content.items() if key != "config"}
     return Preset.model_validate({**tuples, "config": content.get("config", {})})
-
-
-def as_tuples(value: object) -> object:
-    """Return JSON values with tuples for lists, as strict models want them."""
-    if isinstance(value, dict):
-        return {key: as_tuples(item) for key, item in value.items()}
-    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value

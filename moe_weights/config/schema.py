@@ -87,12 +87,12 @@ class ParsingConfig(ConfigSection):
     )
     expert_keywords: tuple[NonEmptyStr, ...] = Field(
         default=("experts", "switch_mlp"),
-        description="A tensor whose lower-cased name contains one of these looks like an expert; "
-        "write them in lower case.",
+        description="A tensor whose name contains one of these, in any case, looks like an expert.",
     )
     shared_expert_keywords: tuple[NonEmptyStr, ...] = Field(
         default=("shared", "expert"),
-        description="A tensor whose name contains all of these belongs to a shared expert.",
+        description="A tensor whose name contains all of these, in any case, belongs to a shared "
+        "expert.",
     )
     strict_packed_split: bool = Field(
         default=True,

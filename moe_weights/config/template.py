@@ -10,7 +10,7 @@ import copy
 from functools import lru_cache
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.config.preset import as_tuples
+from moe_weights.config.field_types import as_tuples
 from moe_weights.config.rules import ExtractRule
 
 SCHEMA_FILE_REFERENCE = "./analysis_config.schema.json"

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from moe_weights.atomic_files import JsonValue
 from moe_weights.config.cross_checks import check_together
-from moe_weights.config.field_types import CUSTOM_ERROR
+from moe_weights.config.field_types import CUSTOM_ERROR, as_tuples
 from moe_weights.config.json_document import find_non_finite_numbers
 from moe_weights.config.json_path import Fault, Location, location_order
 from moe_weights.config.model_types import (
@@ -54,7 +54,7 @@ class Validation:
 
 def validate_document(document: dict[str, JsonValue]) -> Validation:
     """Check a parsed config; `document` is not changed."""
-    errors = _model_errors(document)
+    errors = [error for error in _model_errors(document) if not _is_only_counted(error)]
     unknown = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
     faults = dict.fromkeys(find_non_finite_numbers(document))
     reported = {fault.location for fault in faults}
@@ -64,7 +64,7 @@ def validate_document(document: dict[str, JsonValue]) -> Validation:
     faults |= dict.fromkeys(check_together(document))
     config = None
     if not faults:
-        config = AnalysisConfig.model_validate(_tuples(_without(document, unknown)))
+        config = AnalysisConfig.model_validate(as_tuples(_without(document, unknown)))
     return Validation(
         config=config,
         faults=tuple(sorted(faults, key=lambda fault: location_order(fault.location))),
@@ -92,10 +92,15 @@ def _shorten(text: str) -> str:
 
 def _model_errors(document: dict[str, JsonValue]) -> list[ErrorDetails]:
     try:
-        AnalysisConfig.model_validate(_tuples(document))
+        AnalysisConfig.model_validate(as_tuples(document))
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
+
+
+def _is_only_counted(error: ErrorDetails) -> bool:
+    """Tell whether a list is called empty only because its items, told apart, are faulty."""
+    return error["type"] == "too_short" and bool(error["input"])
 
 
 def _to_fault(error: ErrorDetails) -> Fault:
@@ -136,10 +141,3 @@ def _without(document: dict[str, JsonValue], locations: list[Location]) -> JsonV
             holder = holder[part]  # type: ignore[index] # the models named this path
         del holder[key]  # type: ignore[union-attr] # same
     return kept
-
-
-def _tuples(value: JsonValue) -> object:
-    """Turn lists into tuples: strict models take no list for one."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

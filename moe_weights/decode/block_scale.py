@@ -99,7 +99,8 @@ def real_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
         table = decode_e8m0(codes) if scales.dtype == np.uint8 else codes.view(scales.dtype)
         looked_up: NDArray[np.float32] = table.astype(np.float32)[scales.view(np.uint8)]
         return looked_up
-    with np.errstate(over="ignore"):  # of float64 scales; infinities are counted by who measures
+    # Of float64 scales; infinities and NaNs are counted by who measures.
+    with np.errstate(over="ignore", invalid="ignore"):
         widened: NDArray[np.float32] = scales.astype(np.float32)
     return widened
 
@@ -140,7 +141,7 @@ def _infer_block(
     if lead:
         candidates += [(side, 1) for side in groups]
     found = next((block for block in candidates if fits_block(shape, scale_shape, block)), None)
-    if found is None or is_exponent or found[0] > 1:  # MX formats have no other groups
+    if found is None or is_exponent or found[0] > 1 or not cols:  # MX formats: no other groups
         return found
     # A ragged last group stands against whole groups of another size: which, only a config says.
     # Groups of every writer are multiples of 8.

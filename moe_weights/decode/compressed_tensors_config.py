@@ -153,5 +153,5 @@ def _parse_scheme(weights: object) -> IntScheme | None:
 def _compile(pattern: str) -> re.Pattern[str] | None:
     try:
         return re.compile(pattern)
-    except re.error:
+    except (re.error, OverflowError, RecursionError):  # repeated too often, nested too deeply
         return None

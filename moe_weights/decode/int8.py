@@ -134,20 +134,13 @@ def _block_option(tensor: StoredTensor) -> tuple[int, int]:
 
 
 def _find_companions(name: str, by_name: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
-    """Return the companions by role; of the two names of a scale the first that exists."""
-    names = {
-        "scale": (f"{name}_scale", f"{name}_scale_inv"),
-        "zero_point": (f"{name}_zero_point",),
-        "g_idx": (f"{name}_g_idx",),
-    }
+    """Return the companions by role; a scale has two names, and `other_scale` is a second one."""
+    names = {role: f"{name}_{role}" for role in ("scale", "zero_point", "g_idx")}
+    names["other_scale" if names["scale"] in by_name else "scale"] = f"{name}_scale_inv"
     if name.endswith(".weight"):
         module = name.removesuffix("weight")
-        names |= {role: (f"{module}{role}",) for role in ("SCB", "weight_format")}
-    return {
-        role: by_name[found]
-        for role, candidates in names.items()
-        if (found := next((word for word in candidates if word in by_name), None)) is not None
-    }
+        names |= {role: f"{module}{role}" for role in ("SCB", "weight_format")}
+    return {role: by_name[word] for role, word in names.items() if word in by_name}
 
 
 def _is_weight(name: str, by_name: Mapping[str, TensorHeader]) -> bool:
@@ -196,7 +189,10 @@ def _scale_problem(
     schemes = int_schemes(context.quantization)
     own = schemes.of_module(header.name.removesuffix(".weight"))
     cause = None
-    if scale.dtype_code not in _SCALE_CODES or block is None:
+    if "other_scale" in found:
+        other = found["other_scale"]
+        cause = f"{weights} have two scales, {describe(scale)} and {describe(other)}"
+    elif scale.dtype_code not in _SCALE_CODES or block is None:
         cause = f"scale {describe(scale)} does not fit {weights}"
     elif zero is not None and (zero.dtype_code not in _ZERO_CODES or zero.shape != scale.shape):
         cause = f"zero point {describe(zero)} does not fit scale {describe(scale)}"

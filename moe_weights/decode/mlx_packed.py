@@ -124,5 +124,7 @@ def _scales(parts: Parts, mode: str) -> NDArray[np.float32]:
     if "global_scale" in parts:
         per_matrix = np.asarray(parts["global_scale"], dtype=np.float32) / _LARGEST_NVFP4
         lead = scales.shape[:-2]
-        scales *= per_matrix.reshape(*lead, 1, 1)
+        # Damaged scales may be infinite; what comes out is counted by who measures.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scales *= per_matrix.reshape(*lead, 1, 1)
     return scales

@@ -209,7 +209,7 @@ def _refuse_floats(
 
 def _refuse_bare(header: TensorHeader, context: EncodingContext) -> EncodingRefusal | None:
     """Refuse weights that lack the scale which the config of the checkpoint promises."""
-    writer = header.dtype_code, context.quantization.get("quant_method")
+    writer = header.dtype_code, str(context.quantization.get("quant_method"))
     if writer not in _BARE or not is_weight(header.name):
         return None
     names = names_beside(header.name, SCALE_WORDS)

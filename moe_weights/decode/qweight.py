@@ -111,9 +111,12 @@ def refuse_codes(found: Qweight) -> EncodingRefusal | None:
 
 
 def config_word(context: EncodingContext, key: str) -> str | None:
-    """Return a text of the quantisation config in lower case; None when it is not there."""
+    """Return a value of the quantisation config as text in lower case; None when it is not there.
+
+    What is no text is no word that anybody knows, and so refused, not overlooked.
+    """
     value = context.quantization.get(key)
-    return value.lower() if isinstance(value, str) else None
+    return None if value is None else str(value).lower()
 
 
 def config_number(context: EncodingContext, key: str) -> int | None:

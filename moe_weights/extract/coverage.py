@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -179,14 +179,13 @@ def cover(
         for key in sorted(keys, key=lambda key: (key[0], key[1], _rank(key[2]), key[2]))
     )
     lost = any(item.fate in {Fate.REFUSED, Fate.UNMATCHED} for item in kept)
-    complete = _is_complete([entry.status for entry in entries], lost=lost)
-    if complete and not counts_its_layers(expectation):
-        complete = None
+    is_sound = not lost and bool(entries) and all(entry.status in _FINE for entry in entries)
+    is_counted = counts_its_layers(expectation) and _counts_its_experts(entries, declared)
     return Coverage(
         expectation=expectation,
         entries=entries,
         accounts=kept,
-        complete=complete if expectation.stacks else None,
+        complete=None if not declared or (is_sound and not is_counted) else is_sound,
     )
 
 
@@ -197,12 +196,13 @@ def counts_its_layers(expectation: ModelExpectation) -> bool:
     )
 
 
-def _is_complete(statuses: Sequence[CoverageStatus], *, lost: bool) -> bool | None:
-    """Return the verdict on a checkpoint whose config.json declares experts."""
-    if lost or not statuses or not _FINE.issuperset(statuses):
-        return False
-    # Where config.json declares experts and not how many, nothing can be held against it.
-    return True if CoverageStatus.COMPLETE in statuses else None
+def _counts_its_experts(entries: Iterable[CoverageEntry], declared: Container[str]) -> bool:
+    """config.json says of every layer of its stacks, prediction layers apart, how many experts."""
+    return not any(
+        entry.status is CoverageStatus.UNKNOWN
+        for entry in entries
+        if entry.stack in declared and entry.stack != MTP_STACK
+    )
 
 
 def _rank(proj: str) -> int:

@@ -1,8 +1,9 @@
 """Everything that names, shapes and dtypes decide, before the first weight byte is read.
 
-1. Copies of the same weights in other folders are set apart.
-2. Rules, preset and fallback plan the matrices; what none understands is unmatched with a reason.
-3. Matrices are cut into work units; every expert-looking tensor gets one entry in the ledger.
+1. Rules, preset and fallback plan the matrices; what none understands is unmatched with a reason.
+2. Matrices are cut into work units; every expert-looking tensor gets one entry in the ledger, also
+   those of copies that were set apart.
+3. What was found is held against config.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from moe_weights.errors import PackedSplitError
 from moe_weights.extract.account import Account, Fate
 from moe_weights.extract.copies import copies_finding
 from moe_weights.extract.coverage import Coverage, cover
-from moe_weights.extract.plan_findings import PlanFindings
+from moe_weights.extract.plan_findings import PlanFindings, unknown_layer_findings
 from moe_weights.extract.planned_tensor import PlannedTensor, UnmatchedTensor
 from moe_weights.extract.precedents import Precedents, taken_by
 from moe_weights.extract.projections import UnresolvedProjection
@@ -188,7 +189,11 @@ def plan_extraction(
     return ExtractionPlan(
         units=ordered,
         unmatched=tuple(unmatched),
-        findings=(*([copies_finding(copies)] if copies else ()), *findings.collect()),
+        findings=(
+            *([copies_finding(copies)] if copies else ()),
+            *findings.collect(),
+            *unknown_layer_findings(of_experts),
+        ),
         unresolved_projections=tuple(unresolved),
         rule_extracted=tuple(taken["rule"]),
         preset_extracted=tuple(taken["preset"]),

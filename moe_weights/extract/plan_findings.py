@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from moe_weights.checkpoint.name_ids import without_ids
 from moe_weights.checkpoint.tensor_header import TensorHeader
 from moe_weights.extract.outcome import Refused, UnmatchedReason
 from moe_weights.extract.planned_tensor import PlannedTensor
+from moe_weights.extract.work_unit import WorkUnit
 from moe_weights.findings import Finding, FindingKind, name_some
 
 _LISTED_ONE_BY_ONE = 20
@@ -124,6 +126,36 @@ class PlanFindings:
         if rest:
             findings.append(_grouped("expert id unknown for further tensors", rest, hint))
         return findings
+
+
+def unknown_layer_findings(units: Iterable[WorkUnit]) -> tuple[Finding, ...]:
+    """Return the warning about tensors whose unknown layers may be several, if there are any.
+
+    Args:
+        units: Of experts.
+    """
+    headers_of: dict[tuple[str, str, int], dict[str, TensorHeader]] = {}
+    for unit in units:
+        for matrix in unit.matrices:
+            # Shared experts and those of unknown id are -1 alike, also within one layer.
+            if matrix.layer < 0 <= matrix.expert_id:
+                key = matrix.stack, matrix.proj, matrix.expert_id
+                header = unit.source.header
+                headers_of.setdefault(key, {})[header.name] = header
+    merged = {
+        name: header
+        for headers in headers_of.values()
+        if len(headers) > 1
+        for name, header in headers.items()
+    }
+    if not merged:
+        return ()
+    finding = _grouped(
+        "layer unknown, several tensors have the same expert of layer -1",
+        [merged[name] for name in sorted(merged)],
+        "mend parsing.layer_regex or give the rule a layer_group",
+    )
+    return (finding,)
 
 
 def is_noteworthy(header: TensorHeader, decided: PlannedTensor) -> bool:

@@ -16,10 +16,18 @@ _ROLE_OF_KIND = {
 }
 
 
+# Of kinds that say nothing about what part of the model it is, names that are not router, attention
+# or norm mean experts, also where they have a word for a dense block: `mlp.experts.0.down_proj`.
+_KINDS_OF_ANY_PART = frozenset({COPY, "adapter"})
+
+
 def _role_of_lookalike(account: Account) -> TensorRole:
     role = _ROLE_OF_KIND.get(account.detail) or role_by_name(account.tensor)
-    is_weight = account.detail == COPY and role is TensorRole.OTHER
-    if role is TensorRole.ROUTED_EXPERT or is_weight:
+    is_of_expert = account.detail in _KINDS_OF_ANY_PART and role in {
+        TensorRole.OTHER,
+        TensorRole.DENSE_MLP,
+    }
+    if role is TensorRole.ROUTED_EXPERT or is_of_expert:
         return TensorRole.ROUTED_EXPERT if account.is_routed else TensorRole.SHARED_EXPERT
     return role
 

@@ -1,7 +1,8 @@
 """Which stacks of layers must there be, given how a checkpoint labels its experts?
 
 config.json counts some experts in one place that lie on disk in several: those of two modalities,
-and those of the extra prediction layers (MTP), which repeat the main stack's block.
+and those of the extra prediction layers (MTP), which repeat the main stack's block. The only stack
+of a model may be called encoder or decoder by its tensors alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from moe_weights.extract.tensor_roles import MAIN_STACK, MTP_STACK
 
 # ERNIE-VL's two groups of experts, in the order in which config.json counts them.
 _MODALITIES = (MAIN_STACK, "vision")
+# What the whole model may be by its names: BERT and its kin, Megatron's `decoder.layers`.
+_HALVES = frozenset({"encoder", "decoder"})
 
 
 def expect_as_stored(
@@ -29,12 +32,22 @@ def expect_as_stored(
         return expectation
     found = {stack for stack, _layer in places}
     stacks: list[ExpectedStack] = []
-    for stack in expectation.stacks:
+    for stack in _labelled_as_found(expectation.stacks, found - {MTP_STACK}):
         stacks += _by_modality(stack) if _has_modalities_apart(stack, found) else [stack]
     if MTP_STACK in found:
         layers = sorted(layer for stack, layer in places if stack == MTP_STACK)
         stacks.append(_extra_prediction(stacks[0], layers))
     return ModelExpectation(stacks=tuple(stacks))
+
+
+def _labelled_as_found(
+    stacks: tuple[ExpectedStack, ...], found: Set[str]
+) -> tuple[ExpectedStack, ...]:
+    """Return the stacks; a single one has the label of its experts if that is all there is."""
+    is_single = [stack.stack for stack in stacks] == [MAIN_STACK] and len(found) == 1
+    if not is_single or found.isdisjoint(_HALVES):
+        return stacks
+    return tuple(replace(stack, stack=label) for stack in stacks for label in found)
 
 
 def _has_modalities_apart(stack: ExpectedStack, found: Set[str]) -> bool:

@@ -28,7 +28,8 @@ class TensorRole(StrEnum):
 
 
 _ROUTER_BIAS = re.compile(
-    r"(?:^|\.)(?:e_score_correction_bias|expert_bias(?:es)?|router_bias(?:es)?|exp_probs_b)$"
+    r"(?:^|\.)(?:e_score_correction_bias|expert_bias(?:es)?|router_bias(?:es)?|exp_probs_b"
+    r"|balancing_biases)$"
     r"|(?:^|\.)(?:gate|router)\.(?:wg\.|gate\.|classifier\.|layer\.|proj\.)?bias$"
 )
 _ROUTER = re.compile(
@@ -36,10 +37,12 @@ _ROUTER = re.compile(
     r"|(?:^|\.)gate(?:\.(?:wg|gate|classifier))?\.(?:weight|weight_1|scales|biases|qweight"
     r"|weight_scale|weight_packed|global_scale|per_expert_scale|tid2eid)"
     r"(?:\.|$)"
-    r"|(?:^|\.)(?:mlp|ffn|moe|block_sparse_moe|feed_forward|mixer)\.(?:gate|router)$"
+    r"|(?:^|\.)(?:mlp|ffn|moe|block_sparse_moe|feed_forward|mixer)\.(?:gate|router)(?:\.|$)"
     r"|ffn_gate_inp"
 )
-_NORM = re.compile(r"(?:^|[._])(?:[a-z_]*norm\d*|ln_?[0-9f]*|ln|[a-z_]*layernorm)(?:\.|$|_)")
+_NORM = re.compile(
+    r"(?:^|[._])(?:[a-z_]*norm\d*|ln_?[0-9f]*|ln|[a-z_]*layernorm)(?:\.|$|_)", re.IGNORECASE
+)
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:[a-z_]*embed(?:ding|dings|_tokens)?[a-z_]*|wte|wpe|lm_head|output_embed|head|shared)"
     r"(?:\.|$)|token_embd"
@@ -53,6 +56,7 @@ _DENSE = re.compile(
     r"(?:^|\.)(?:mlp|mlps\.\d+|ffn|feed_forward|densereludense|residual_mlp|shared_mlp|mixer)"
     r"(?:\..*)?(?:\.|^)"
     r"(?:gate_proj|up_proj|down_proj|gate_up_proj|w1|w2|w3|wi|wi_0|wi_1|wo|fc1|fc2|fc3"
+    r"|linear_fc1|linear_fc2|lin1|lin2"
     r"|c_fc|c_proj|dense_h_to_4h|dense_4h_to_h|input_linear|output_linear|linear_gate)(?:\.|$)",
     re.IGNORECASE,
 )
@@ -73,7 +77,9 @@ def _role_of(name: str) -> TensorRole:
         return TensorRole.ROUTER_BIAS
     if _ROUTER.search(name):
         return TensorRole.ROUTER
-    if _NORM.search(name):
+    norm = _NORM.search(name)
+    # DBRX has its attention inside of a module `norm_attn_norm`.
+    if norm and not _ATTENTION.search(name, norm.end() - 1):
         return TensorRole.NORM
     if _ATTENTION.search(name):
         return TensorRole.ATTENTION

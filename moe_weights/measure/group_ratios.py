@@ -1,7 +1,7 @@
 """Which group ratios stand at the wanted ranks, from chunk sums that come row by row.
 
 Ratios are counted by their first bits as they are made. Where they fit into memory they are kept,
-and one look at them finds the ranks; otherwise the matrix is shown again.
+and a look or two at them find the ranks; otherwise the matrix is shown again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moe_weights.measure.row_order import RowOrder
 
 # 32 MiB of ratios.
 MOST_KEPT_RATIOS = 2**22
-# Ratios of one class that are kept in a further pass: 8 MiB.
+# Ratios of one class that are kept in a further pass, or once more: 8 MiB.
 _MOST_SORTED = 2**20
 
 _SIZE, _CHUNKS, _START, _STRIDE, _GROUPS = range(5)
@@ -185,12 +185,11 @@ class GroupRatios:
             # A zero group without eps, or one too far below the others: undefined.
             if self.store.largest[j] >= _INF_BITS:
                 continue
-            limit = count if self._is_kept else _MOST_SORTED
             ranks = needed_ranks(count, [self._percentile])
-            selection = RankSelection(ranks, self.store.classes[j], key_bits=64, limit=limit)
+            selection = RankSelection(ranks, self.store.classes[j], key_bits=64, limit=_MOST_SORTED)
             self._selections[j] = selection
-            if self._is_kept and selection.needs_another_pass:
-                start = int(self.store.geometry[j, _START])
+            start = int(self.store.geometry[j, _START])
+            while self._is_kept and selection.needs_another_pass:
                 kept = self.store.ratios[start : start + count]
                 selection.search_magnitudes(kept.view(np.uint64))
                 selection.end_pass()

@@ -19,6 +19,8 @@ from moe_weights.compiled import kernel
 # One pass counts within at most this many classes at once: 512 KiB each.
 _MOST_CLASSES = 16
 _DIGIT = 16
+_NO_COUNTS = np.zeros((0, 2**_DIGIT), dtype=np.int64)
+_NO_KEYS = np.zeros(0, dtype=np.uint64)
 
 
 @kernel
@@ -243,6 +245,7 @@ class RankSelection:
 
     def _begin_pass(self) -> None:
         if not self._open:  # nobody will search
+            self._counts, self._kept = _NO_COUNTS, _NO_KEYS
             return
         classes = {(one.prefix, one.shift): one.size for one in self._open.values()}
         self._wanted = list(classes)[:_MOST_CLASSES]

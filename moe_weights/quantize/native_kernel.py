@@ -1,7 +1,8 @@
 """Which codes, scales and weights come back from MLX's quantiser, and how far off are they?
 
-One pass over a row finds the extremes of each group; sixteen groups at a time become scales; a
-second pass, while the row is still in the cache, quantises, reconstructs and adds up the errors.
+One pass over a row finds the extremes of each group; sixteen groups at a time become scales. While
+the row is still in the cache, a second pass quantises and reconstructs it, and a third adds up the
+errors: it is the same for weights that something else brings back.
 
 Source:
     MLX 0.32.4, CPU: `quantize` in `mlx/backend/cpu/quantized.cpp` (affine) and the graphs of
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from moe_weights.compiled import inlined, kernel
+from moe_weights.quantize.native_group_sums import note_groups
 from moe_weights.quantize.native_lanes import LANES
 from moe_weights.quantize.native_rounding import (
-    KIND_BFLOAT16,
     code_of_e2m1,
     code_of_e4m3,
     load_weights,
@@ -36,6 +37,7 @@ from moe_weights.quantize.native_scales import (
     MODE_NVFP4,
     N_LINES,
     OFFSET,
+    ROOM_NBYTES,
     STEP,
     STORED_BIAS,
     STORED_SCALE,
@@ -44,9 +46,8 @@ from moe_weights.quantize.native_scales import (
     find_extremes,
     find_power_scales,
 )
-from moe_weights.quantize.native_sums import add_row, compare, note_groups
+from moe_weights.quantize.native_sums import add_row
 from moe_weights.quantize.native_vectors import (
-    doubles,
     floats,
     larger,
     nearest,
@@ -63,7 +64,7 @@ _FAR_BEYOND = _F(2.0**24 * 448)
 
 
 @inlined
-def _simulate_row(
+def _restore_row(
     data: Any,
     start: int,
     n_groups: int,
@@ -72,19 +73,14 @@ def _simulate_row(
     mode: int,
     n_bits: int,
     scratch: Any,
-    sums: Any,
-    keeps: bool,
     values: Any,
+    base: int,
+    keeps: bool,
     codes: Any,
 ) -> None:  # pragma: no cover
-    """Quantise one row whose scales are known, and add its errors to the sums."""
+    """Quantise one row whose scales are known, and write what comes back from `base` on."""
     lines = scratch.size // N_LINES
     top = _F((1 << n_bits) - 1)
-    error_square = doubles(0.0)
-    weight_square = doubles(0.0)
-    restored_square = doubles(0.0)
-    product = doubles(0.0)
-    abs_error = doubles(0.0)
     # Spans of a constant width leave no inner loop; a group has one, two or four of them.
     span = LANES if mode == MODE_NVFP4 else 2 * LANES
     shift = group // span >> 1
@@ -120,13 +116,7 @@ def _simulate_row(
                 restored = grid * scale_lanes
                 if keeps:
                     store_bytes(codes, index, code_of_e2m1(grid))
-            if keeps:
-                store_floats(values, index, restored)
-            error_square, weight_square, restored_square, product, abs_error = compare(
-                weights, restored, mode,
-                error_square, weight_square, restored_square, product, abs_error,
-            )  # fmt: skip
-    add_row(sums, error_square, weight_square, restored_square, product, abs_error)
+            store_floats(values, base + index - start, restored)
 
 
 @kernel
@@ -168,10 +158,13 @@ def simulate_rows(
     n_groups = n_cols // group
     lines = (n_groups + LANES - 1) // LANES * LANES
     scratch = np.zeros(N_LINES * lines, dtype=np.float32)
+    room = np.empty(ROOM_NBYTES, dtype=np.uint8)
     row_codes = np.zeros(lines, dtype=np.uint8)
+    if not keeps:
+        values = np.empty(n_cols, dtype=np.float32)
     for row in range(n_rows):
         start = row * n_cols
-        find_extremes(data, start, n_groups, group, kind, affine, n_bits, scratch)
+        find_extremes(data, start, n_groups, group, kind, affine, n_bits, scratch, room)
         if affine:
             find_affine_scales(n_groups, kind, n_bits, scratch)
         elif mode == MODE_NVFP4:
@@ -179,18 +172,11 @@ def simulate_rows(
         else:
             find_power_scales(n_groups, kind, mode, scratch, row_codes)
         note_groups(data, start, n_groups, group, kind, mode, n_bits, scratch, sums)
-        # Constants let LLVM drop the branches that a dtype and a mode never take: the most common
-        # pair gets code of its own, the rest share one.
-        if keeps or kind != KIND_BFLOAT16 or mode != MODE_AFFINE:
-            _simulate_row(
-                data, start, n_groups, group, kind, mode, n_bits, scratch, sums,
-                keeps, values, codes,
-            )  # fmt: skip
-        else:
-            _simulate_row(
-                data, start, n_groups, group, KIND_BFLOAT16, MODE_AFFINE, n_bits, scratch, sums,
-                False, values, codes,
-            )  # fmt: skip
+        base = start if keeps else 0
+        _restore_row(
+            data, start, n_groups, group, kind, mode, n_bits, scratch, values, base, keeps, codes
+        )
+        add_row(data, start, n_cols, kind, mode, values, base, sums)
         if keeps:
             for place in range(n_groups):
                 scales[row * n_groups + place] = scratch[STORED_SCALE * lines + place]

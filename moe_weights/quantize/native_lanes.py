@@ -1,12 +1,12 @@
 """How do kernels work on sixteen numbers at once, with the same bits on every machine?
 
 Numba vectorises loops that it recognises, but never a sum of floats, whose order it must keep. Here
-sixteen lanes are a value of their own: `Floats`, `Doubles`, `Bits` (unsigned, 32 wide) and `Mask`.
-LLVM cuts them to the width of the processor; what each lane computes, and the order in which lanes
-are added, is written here and does not depend on it.
+sixteen lanes are a value of their own: `Floats`, `Doubles`, `Bits` (32 wide), `Halves` (16 wide)
+and `Mask`. LLVM cuts them to the width of the processor; what each lane computes, and the order in
+which lanes are added, is written here and does not depend on it.
 
-Operators work lane by lane on equal types; comparisons of `Bits` are
-unsigned and shifts are logical. Only comparison with `!=` is true for NaN.
+Operators work lane by lane on equal types, except `Halves`, which have none; comparisons of `Bits`
+are unsigned and shifts are logical. Only comparison with `!=` is true for NaN.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Vector(types.Type):
 FLOATS = Vector("Floats", ir.FloatType())
 DOUBLES = Vector("Doubles", ir.DoubleType())
 BITS = Vector("Bits", ir.IntType(32))
+HALVES = Vector("Halves", ir.IntType(16))
 MASK = Vector("Mask", ir.IntType(1))
 
 

@@ -21,6 +21,7 @@ from moe_weights.quantize.native_vectors import (
     load_halves,
     load_words,
     smaller,
+    widen_halves,
 )
 
 KIND_BFLOAT16, KIND_FLOAT16, KIND_FLOAT32 = 0, 1, 2
@@ -36,6 +37,27 @@ _HALF_TO_FLOAT = _F(2.0**112)  # between the exponent biases 127 and 15
 
 
 @inlined
+def weights_of(pattern: Any, kind: int) -> Any:  # pragma: no cover
+    """Return stored weights as float32, exactly.
+
+    Args:
+        pattern: Their patterns, as 32-bit integers.
+        kind: `KIND_*`.
+    """
+    if kind == KIND_BFLOAT16:
+        found = floats_of(pattern << bits(16))
+    elif kind == KIND_FLOAT16:
+        size = pattern & bits(0x7FFF)
+        # Inf and NaN keep an exponent of all ones.
+        wide = bits_of(floats_of(size << bits(13)) * floats(_HALF_TO_FLOAT))
+        wide = choose(size >= bits(0x7C00), wide | bits(0x7F800000), wide)
+        found = floats_of(wide | ((pattern & bits(0x8000)) << bits(16)))
+    else:
+        found = floats_of(pattern)
+    return found
+
+
+@inlined
 def load_weights(data: Any, index: int, kind: int) -> Any:  # pragma: no cover
     """Return sixteen stored weights as float32, exactly.
 
@@ -44,18 +66,11 @@ def load_weights(data: Any, index: int, kind: int) -> Any:  # pragma: no cover
         index: Number of the first weight.
         kind: `KIND_*`.
     """
-    if kind == KIND_BFLOAT16:
-        found = floats_of(load_halves(data, index) << bits(16))
-    elif kind == KIND_FLOAT16:
-        half = load_halves(data, index)
-        size = half & bits(0x7FFF)
-        # Inf and NaN keep an exponent of all ones.
-        wide = bits_of(floats_of(size << bits(13)) * floats(_HALF_TO_FLOAT))
-        wide = choose(size >= bits(0x7C00), wide | bits(0x7F800000), wide)
-        found = floats_of(wide | ((half & bits(0x8000)) << bits(16)))
+    if kind == KIND_FLOAT32:
+        pattern = load_words(data, index)
     else:
-        found = floats_of(load_words(data, index))
-    return found
+        pattern = widen_halves(load_halves(data, index))
+    return weights_of(pattern, kind)
 
 
 @inlined
@@ -74,8 +89,9 @@ def with_sign_of(size: Any, signed: Any) -> Any:  # pragma: no cover
 def round_to_bfloat16(lanes: Any) -> Any:  # pragma: no cover
     """Round floats to bfloat16, ties to even; the NaN that arithmetic makes stays NaN."""
     pattern = bits_of(lanes)
-    odd = (pattern >> bits(16)) & bits(1)
-    return floats_of((pattern + odd + bits(0x7FFF)) & bits(0xFFFF0000))
+    odd = (pattern & bits(0x10000)) != bits(0)
+    pattern = choose(odd, pattern + bits(0x8000), pattern + bits(0x7FFF))
+    return floats_of(pattern & bits(0xFFFF0000))
 
 
 @inlined

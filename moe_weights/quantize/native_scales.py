@@ -11,12 +11,22 @@ from typing import Any
 import numpy as np
 
 from moe_weights.compiled import inlined
+from moe_weights.quantize.native_folds import (
+    higher,
+    highest_halves,
+    highest_words,
+    lower,
+    lowest_halves,
+    lowest_words,
+)
 from moe_weights.quantize.native_lanes import LANES
 from moe_weights.quantize.native_rounding import (
+    KIND_FLOAT32,
     code_of_e4m3,
     load_weights,
     round_to_e4m3,
     round_to_kind,
+    weights_of,
     without_sign,
 )
 from moe_weights.quantize.native_vectors import (
@@ -25,24 +35,29 @@ from moe_weights.quantize.native_vectors import (
     choose,
     floats,
     floats_of,
-    lane,
+    in_order,
     larger,
-    largest,
-    largest_of_both,
     load_floats,
+    load_halves,
+    load_words,
     nearest,
     pattern_of,
-    smaller,
+    pattern_without_sign,
     store_bytes,
     store_floats,
+    store_halves,
+    store_words,
     trailing_zeros,
+    widen_halves,
 )
 
 MODE_AFFINE, MODE_MXFP4, MODE_MXFP8, MODE_NVFP4 = 0, 1, 2, 3
 # Lines of the scratch: of each group its extremes, what weights are divided by and how much is
-# taken off before, what is stored, and the range of the codes. The modes
+# taken off before, and what is stored; and of sixteen groups the range of the codes. The modes
 # other than affine have no LOW, OFFSET and STORED_BIAS.
 LOW, HIGH, STEP, OFFSET, STORED_SCALE, STORED_BIAS, LEAST, MOST, N_LINES = 0, 1, 2, 3, 4, 5, 6, 7, 8
+# What sixteen groups leave when each is folded into sixteen lanes, twice: large and small ones.
+ROOM_NBYTES = 2 * LANES * LANES * 4
 
 _F = np.float32
 _ZERO, _NEGATIVE_ZERO, _INFINITE = _F(0.0), _F(-0.0), _F(np.inf)
@@ -67,6 +82,27 @@ def _first_zero(data: Any, begin: int, group: int, kind: int) -> Any:  # pragma:
 
 
 @inlined
+def _fold_group(
+    load: Any, store: Any, data: Any, begin: int, group: int, affine: bool, number: int, room: Any
+) -> None:  # pragma: no cover
+    """Write the extremes of a group, folded into sixteen lanes."""
+    if affine:
+        low = in_order(load(data, begin))
+        high = low
+        for part in range(1, group // LANES):
+            pattern = in_order(load(data, begin + part * LANES))
+            low = lower(pattern, low)
+            high = higher(pattern, high)
+        store(room, LANES * (LANES + number), low)
+    else:
+        high = pattern_without_sign(load(data, begin))
+        for part in range(1, group // LANES):
+            pattern = pattern_without_sign(load(data, begin + part * LANES))
+            high = higher(pattern, high)
+    store(room, LANES * number, high)
+
+
+@inlined
 def find_extremes(
     data: Any,
     start: int,
@@ -76,29 +112,42 @@ def find_extremes(
     affine: bool,
     n_bits: int,
     scratch: Any,
+    room: Any,
 ) -> None:  # pragma: no cover
-    """Write the smallest and largest weight of each group, or the largest magnitude."""
+    """Write the smallest and largest weight of each group, or the largest magnitude.
+
+    Patterns are compared as integers: sixteen bits wide, two fit where one float does. Nothing is
+    promised of groups with NaN; `ErrorSums` knows of them.
+    """
     lines = scratch.size // N_LINES
-    for place in range(n_groups):
-        begin = start + place * group
-        high = load_weights(data, begin, kind)
-        if affine:
+    for place in range(0, n_groups, LANES):
+        for number in range(LANES):
+            # Lanes beyond the last group take that one once more; no one reads them.
+            begin = start + min(place + number, n_groups - 1) * group
+            if kind == KIND_FLOAT32:
+                _fold_group(load_words, store_words, data, begin, group, affine, number, room)
+            else:
+                _fold_group(load_halves, store_halves, data, begin, group, affine, number, room)
+        if kind == KIND_FLOAT32:
+            high = highest_words(room, 0)
             low = high
-            for index in range(begin + LANES, begin + group, LANES):
-                weights = load_weights(data, index, kind)
-                low = smaller(weights, low)
-                high = larger(weights, high)
-            both = largest_of_both(high, floats(_NEGATIVE_ZERO) - low)
-            edge = -lane(both, 8)
-            if edge == _ZERO and n_bits == 1:  # else a zero edge is not kept
-                edge = _first_zero(data, begin, group, kind)
-            scratch[LOW * lines + place] = edge
-            scratch[HIGH * lines + place] = lane(both, 0)
+            if affine:
+                high, low = in_order(high), in_order(lowest_words(room, 1))
         else:
-            high = without_sign(high)
-            for index in range(begin + LANES, begin + group, LANES):
-                high = larger(without_sign(load_weights(data, index, kind)), high)
-            scratch[HIGH * lines + place] = largest(high)
+            half = highest_halves(room, 0)
+            high = widen_halves(half)
+            low = high
+            if affine:
+                high = widen_halves(in_order(half))
+                low = widen_halves(in_order(lowest_halves(room, 1)))
+        store_floats(scratch, HIGH * lines + place, weights_of(high, kind))
+        if affine:
+            store_floats(scratch, LOW * lines + place, weights_of(low, kind))
+    if affine and n_bits == 1:  # else a zero edge is not kept
+        for place in range(n_groups):
+            if scratch[LOW * lines + place] == _ZERO:
+                begin = start + place * group
+                scratch[LOW * lines + place] = _first_zero(data, begin, group, kind)
 
 
 @inlined

@@ -6,7 +6,6 @@ The functions are called inside kernels, without the builder that LLVM code is w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -16,6 +15,7 @@ from moe_weights.quantize.native_lanes import (
     BITS,
     DOUBLES,
     FLOATS,
+    HALVES,
     LANES,
     MASK,
     Vector,
@@ -23,12 +23,12 @@ from moe_weights.quantize.native_lanes import (
     lane_operations,
 )
 
-_BYTES = types.Array(types.uint8, 1, "C")
+BYTES = types.Array(types.uint8, 1, "C")
 _FLOAT_ARRAY = types.Array(types.float32, 1, "C")
 _INDEX = types.intp
 
 
-def _at(builder: Any, data: Any, index: Any, width: int, kind: ir.Type) -> Any:
+def place_of(builder: Any, data: Any, index: Any, width: int, kind: ir.Type) -> Any:
     """Return the place of element `index`, `width` bytes each, as a pointer to `kind`."""
     raw = builder.bitcast(data, ir.PointerType(ir.IntType(8)))
     offset = builder.mul(index, ir.Constant(index.type, width))
@@ -36,40 +36,53 @@ def _at(builder: Any, data: Any, index: Any, width: int, kind: ir.Type) -> Any:
     return builder.bitcast(place, ir.PointerType(kind))
 
 
-@lane_operation(BITS, _BYTES, _INDEX)
+@lane_operation(HALVES, BYTES, _INDEX)
 def load_halves(builder: Any, data: Any, index: Any) -> Any:
-    """Return sixteen 16-bit elements from the one numbered `index` on, widened."""
-    kind = ir.VectorType(ir.IntType(16), LANES)
-    halves = builder.load(_at(builder, data, index, 2, kind), align=1, typ=kind)
-    return builder.zext(halves, BITS.in_llvm)
+    """Return sixteen 16-bit elements from the one numbered `index` on."""
+    kind = HALVES.in_llvm
+    return builder.load(place_of(builder, data, index, 2, kind), align=1, typ=kind)
 
 
-@lane_operation(BITS, _BYTES, _INDEX)
+@lane_operation(types.none, BYTES, _INDEX, HALVES)
+def store_halves(builder: Any, data: Any, index: Any, lanes: Any) -> Any:
+    """Write sixteen 16-bit elements."""
+    builder.store(lanes, place_of(builder, data, index, 2, HALVES.in_llvm), align=1)
+    return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+
+@lane_operation(BITS, BYTES, _INDEX)
 def load_words(builder: Any, data: Any, index: Any) -> Any:
     """Return sixteen 32-bit elements from the one numbered `index` on."""
     kind = BITS.in_llvm
-    return builder.load(_at(builder, data, index, 4, kind), align=1, typ=kind)
+    return builder.load(place_of(builder, data, index, 4, kind), align=1, typ=kind)
+
+
+@lane_operation(types.none, BYTES, _INDEX, BITS)
+def store_words(builder: Any, data: Any, index: Any, lanes: Any) -> Any:
+    """Write sixteen 32-bit elements."""
+    builder.store(lanes, place_of(builder, data, index, 4, BITS.in_llvm), align=1)
+    return ir.Constant(ir.IntType(8).as_pointer(), None)
 
 
 @lane_operation(FLOATS, _FLOAT_ARRAY, _INDEX)
 def load_floats(builder: Any, data: Any, index: Any) -> Any:
     """Return sixteen elements of a float32 array."""
     kind = FLOATS.in_llvm
-    return builder.load(_at(builder, data, index, 4, kind), align=4, typ=kind)
+    return builder.load(place_of(builder, data, index, 4, kind), align=4, typ=kind)
 
 
 @lane_operation(types.none, _FLOAT_ARRAY, _INDEX, FLOATS)
 def store_floats(builder: Any, data: Any, index: Any, lanes: Any) -> Any:
     """Write sixteen elements of a float32 array."""
-    builder.store(lanes, _at(builder, data, index, 4, FLOATS.in_llvm), align=4)
+    builder.store(lanes, place_of(builder, data, index, 4, FLOATS.in_llvm), align=4)
     return ir.Constant(ir.IntType(8).as_pointer(), None)
 
 
-@lane_operation(types.none, _BYTES, _INDEX, BITS)
+@lane_operation(types.none, BYTES, _INDEX, BITS)
 def store_bytes(builder: Any, data: Any, index: Any, lanes: Any) -> Any:
     """Write the low byte of every lane."""
     kind = ir.VectorType(ir.IntType(8), LANES)
-    builder.store(builder.trunc(lanes, kind), _at(builder, data, index, 1, kind), align=1)
+    builder.store(builder.trunc(lanes, kind), place_of(builder, data, index, 1, kind), align=1)
     return ir.Constant(ir.IntType(8).as_pointer(), None)
 
 
@@ -119,6 +132,32 @@ def bits_of(builder: Any, lanes: Any) -> Any:
 def floats_of(builder: Any, lanes: Any) -> Any:
     """Return the floats that have these bit patterns."""
     return builder.bitcast(lanes, FLOATS.in_llvm)
+
+
+@lane_operation(BITS, HALVES)
+def widen_halves(builder: Any, lanes: Any) -> Any:
+    """Return 16-bit elements as 32-bit ones, filled with zeros."""
+    return builder.zext(lanes, BITS.in_llvm)
+
+
+def _all_but_sign(lanes: Any) -> tuple[ir.Constant, ir.Constant]:
+    """Return a mask of the bits below the sign, and the sign's number."""
+    sign = lanes.type.element.width - 1
+    kind = lanes.type
+    return ir.Constant(kind, [(1 << sign) - 1] * LANES), ir.Constant(kind, [sign] * LANES)
+
+
+@lane_operations((HALVES, HALVES), (BITS, BITS))
+def in_order(builder: Any, lanes: Any) -> Any:
+    """Return patterns of floats as signed integers in the order of the floats, and back again."""
+    below_sign, sign = _all_but_sign(lanes)
+    return builder.xor(lanes, builder.and_(builder.ashr(lanes, sign), below_sign))
+
+
+@lane_operations((HALVES, HALVES), (BITS, BITS))
+def pattern_without_sign(builder: Any, lanes: Any) -> Any:
+    """Return the patterns of the magnitudes of floats."""
+    return builder.and_(lanes, _all_but_sign(lanes)[0])
 
 
 @lane_operation(BITS, FLOATS)
@@ -179,64 +218,6 @@ def smaller(builder: Any, a: Any, b: Any) -> Any:
 def larger(builder: Any, a: Any, b: Any) -> Any:
     """Return the larger lanes; where one is NaN, `b`."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _fold(builder: Any, lanes: Any, combine: Callable[[Any, Any, Any], Any]) -> Any:
-    """Combine lane i with lane i + 8, then i + 4, i + 2 and i + 1."""
-    step = LANES
-    while step > 1:
-        step //= 2
-        order = [(lane + step) % LANES for lane in range(LANES)]
-        shuffle = ir.Constant(ir.VectorType(ir.IntType(32), LANES), order)
-        other = builder.shuffle_vector(lanes, ir.Constant(lanes.type, ir.Undefined), shuffle)
-        lanes = combine(builder, lanes, other)
-    return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
-
-
-@lane_operation(FLOATS, FLOATS, FLOATS)
-def largest_of_both(builder: Any, one: Any, other: Any) -> Any:
-    """Return the largest lane of `one` in lanes 0 to 7, that of `other` in lanes 8 to 15."""
-    kind = ir.VectorType(ir.IntType(32), LANES)
-    halves = [
-        builder.shuffle_vector(
-            one,
-            other,
-            ir.Constant(kind, [*range(begin, begin + 8), *range(begin + 16, begin + 24)]),
-        )
-        for begin in (0, 8)
-    ]
-    lanes = larger(builder, *halves)
-    for step in (4, 2, 1):
-        order = [lane ^ step for lane in range(LANES)]
-        nothing = ir.Constant(lanes.type, ir.Undefined)
-        lanes = larger(
-            builder, lanes, builder.shuffle_vector(lanes, nothing, ir.Constant(kind, order))
-        )
-    return lanes
-
-
-@lane_operation(types.float32, FLOATS, types.int64)
-def lane(builder: Any, lanes: Any, number: Any) -> Any:
-    """Return one lane."""
-    return builder.extract_element(lanes, number)
-
-
-@lane_operation(types.float32, FLOATS)
-def largest(builder: Any, lanes: Any) -> Any:
-    """Return the largest of the lanes."""
-    return _fold(builder, lanes, larger)
-
-
-@lane_operation(types.float64, DOUBLES)
-def largest_double(builder: Any, lanes: Any) -> Any:
-    """Return the largest of the lanes."""
-    return _fold(builder, lanes, larger)
-
-
-@lane_operation(types.float64, DOUBLES)
-def total(builder: Any, lanes: Any) -> Any:
-    """Return the sum of the lanes: those eight apart first, then four, two and one."""
-    return _fold(builder, lanes, lambda builder, a, b: builder.fadd(a, b))
 
 
 @lane_operation(types.int64, MASK)

@@ -95,7 +95,7 @@ def _first_difference(
 def _difference_of_sums(
     matrix: NDArray[Any], theirs: RoundTrip, native: NativeBackend, scheme: SchemeSpec
 ) -> str:
-    """Compare the sums of errors: what runs use is compiled apart from what keeps codes."""
+    """Compare the sums of errors as runs make them, without keeping what came back."""
     expected, found = ErrorSums(scheme, matrix.dtype), ErrorSums(scheme, matrix.dtype)
     expected.add_restored(matrix, theirs)
     native.add_errors(matrix, scheme, found)

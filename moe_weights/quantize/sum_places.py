@@ -5,6 +5,8 @@ A plain array, because kernels are compiled for plain types.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,18 +16,22 @@ ERROR_SQUARE, WEIGHT_SQUARE, RESTORED_SQUARE, PRODUCT = 0, 2, 4, 6
 ABS_ERROR, ABS_WEIGHT, SCALE_MAX, ABS_SCALE, BIAS_MAX = 8, 9, 10, 11, 12
 # Counts, exact below 2**53.
 SATURATED, ZERO_SCALE = 13, 14
-# Sums without any rounding, as scales and biases have signs and may cancel: the places hold whole
-# numbers, the first in units of 2**128, each next one in units 2**24 times smaller. The last unit
-# is finer than any float32; 2**28 terms fit.
-SCALE, BIAS = 15, 28
+# Sums without any rounding, as scales and biases have signs and may cancel. Each begins with what
+# float64 could add exactly so far, of how many terms, and their largest and least magnitude (zero
+# apart). Behind it whole numbers, the first in units of 2**128, each next one in units 2**24 times
+# smaller. The last unit is finer than any float32; 2**28 terms fit.
+PENDING, TERMS, LARGEST, LEAST, DIGITS = 0, 1, 2, 3, 4
 N_DIGITS = 13
 TOP_EXPONENT, DIGIT_BITS = 128, 24
+SCALE = 15
+BIAS = SCALE + DIGITS + N_DIGITS
 
 
 def new_sums() -> NDArray[np.float64]:
     """Return the sums of no weight at all."""
-    sums = np.zeros(BIAS + N_DIGITS)
+    sums = np.zeros(BIAS + DIGITS + N_DIGITS)
     sums[[SCALE_MAX, BIAS_MAX]] = -np.inf
+    sums[[SCALE + LEAST, BIAS + LEAST]] = np.inf
     return sums
 
 
@@ -37,10 +43,13 @@ def exact_mean(sums: NDArray[np.float64], place: int, count: int) -> float | Non
         place: `SCALE` or `BIAS`.
         count: Terms.
     """
-    digits = sums[place : place + N_DIGITS]
-    if not np.isfinite(digits).all():
+    pending = float(sums[place + PENDING])
+    digits = sums[place + DIGITS : place + DIGITS + N_DIGITS].tolist()
+    if not all(map(math.isfinite, (pending, *digits))):
         return None
+    last_unit = (N_DIGITS - 1) * DIGIT_BITS - TOP_EXPONENT
     numerator = 0
-    for digit in digits.tolist():
+    for digit in digits:
         numerator = (numerator << DIGIT_BITS) + int(digit)
-    return numerator / (count << (N_DIGITS - 1) * DIGIT_BITS - TOP_EXPONENT)
+    numerator += int(math.ldexp(pending, last_unit))
+    return numerator / (count << last_unit)

@@ -23,12 +23,17 @@ _KEYS = (
 )
 PROVENANCE_COLUMNS = (
     Column("stack", "string", "stack of layers; empty where the checkpoint has one stack"),
-    Column("extracted_via", "string", "rule:<name>, fallback or fallback_after_packed_split"),
+    Column(
+        "extracted_via",
+        "string",
+        "rule:<name>, preset:<name>, fallback or fallback_after_packed_split",
+    ),
     Column("encoding", "string", "how the stored bytes were turned into numbers"),
     Column(
         "layout_evidence",
         "string",
-        "why the axes are read as they are: rule, config (config.json confirms) or convention",
+        "why the axes are read as they are: rule, preset, config (config.json confirms) or "
+        "convention",
     ),
 )
 

@@ -33,6 +33,7 @@ _WRITERS: dict[TableFolder, str] = {
     "logs": "collect_data",
     "tables": "build_tables",
 }
+_INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,9 @@ def read_table_file(path: Path) -> pd.DataFrame:
                 raise ValueError("the file is empty (0 bytes)")
             return parse_csv(text)
         frame = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+        # A file that pandas wrote restores its index, by which columns would be joined, not by row.
+        frame = frame.reset_index(drop=list(frame.index.names) == [None])
+        return pd.DataFrame({str(name): _plain_series(frame[name]) for name in frame.columns})
     except ImportError as error:
         advice = (
             "install pyarrow, or set output.format to csv and run the command that writes it again"
@@ -132,7 +136,6 @@ def read_table_file(path: Path) -> pd.DataFrame:
         raise CheckpointError(f"cannot read {path}: {describe_cause(error)}; {advice}") from error
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:
         raise CheckpointError(f"cannot read {path}: {describe_cause(error)}; {advice}") from error
-    return pd.DataFrame({str(name): _plain_series(frame[name]) for name in frame.columns})
 
 
 def require_columns(frame: pd.DataFrame, names: Iterable[str], table: str) -> None:
@@ -172,6 +175,8 @@ def _plain_series(series: pd.Series) -> pd.Series:
     if pd.api.types.is_bool_dtype(dtype):
         return series.astype("boolean" if series.isna().any() else "bool")
     if pd.api.types.is_integer_dtype(dtype):
+        if pd.api.types.is_unsigned_integer_dtype(dtype) and series.max() > _INT64_MAX:
+            raise ValueError(f"{series.name} holds {series.max()}, which is beyond int64")
         return series.astype("Int64" if series.isna().any() else "int64")
     if pd.api.types.is_float_dtype(dtype):
         return pd.Series(series.to_numpy(dtype=np.float64, na_value=np.nan))

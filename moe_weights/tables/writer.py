@@ -241,7 +241,7 @@ def _finite_or_null(cells: list[Cell], where: str) -> list[Cell]:
 
 
 def _encodable(cells: list[Cell]) -> list[Cell]:
-    """Escape lone surrogates, which JSON headers and file names can carry and UTF-8 cannot."""
+    """Escape lone surrogates, which UTF-8 cannot carry: an error may quote any file name."""
     texts = [str(cell) for cell in cells if cell is not None]
     try:
         "".join(texts).encode("utf-8")

@@ -18,9 +18,11 @@ _CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 def load_script(relative_path: str) -> ModuleType:
     """Import a script by its path; its folder is searched for its siblings, as when it is run."""
     path = REPOSITORY / relative_path
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = "script_" + re.sub(r"\W", "_", relative_path.removesuffix(".py"))
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up the module that they are declared in
     with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):
         spec.loader.exec_module(module)
     return module

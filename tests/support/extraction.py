@@ -14,8 +14,9 @@ from moe_weights.checkpoint.expert_expectation import (
     expect_experts,
 )
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.config.field_types import as_tuples
 from moe_weights.config.load import parse_config
-from moe_weights.config.preset import Preset, as_tuples
+from moe_weights.config.preset import Preset
 from moe_weights.decode.resolve import resolve_encodings
 from moe_weights.decode.stored_tensor import EncodingContext
 from moe_weights.extract.copies import set_copies_apart
