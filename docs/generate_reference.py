@@ -33,7 +33,7 @@ from moe_weights.errors import ExitCode, MoeWeightsError
 from moe_weights.findings import FindingKind
 from moe_weights.measure.metric_table import metric_columns
 from moe_weights.measure.settings import MeasureSettings
-from moe_weights.quantize.error import EXTRA_COLUMNS
+from moe_weights.quantize.error import EXTRA_COLUMNS, NUMBER_COLUMNS
 from moe_weights.tables.coverage import COVERAGE_SCHEMA
 from moe_weights.tables.deltas import deltas_schema
 from moe_weights.tables.matrix_stats import matrix_stats_schema
@@ -63,6 +63,7 @@ def generated_parts() -> dict[str, str]:
         "artifacts": _artifacts,
         "config": _config,
         "columns": _columns,
+        "metrics": _metrics,
         "reasons": reference_extraction.reasons,
         "warning-kinds": _warning_kinds,
         "errors": _errors,
@@ -234,6 +235,19 @@ def _columns() -> Iterator[str]:
         yield from _column_table(schema.columns)
         yield ""
     yield from _summary_columns({schema.name: schema for schema in schemas})
+
+
+def _metrics() -> Iterator[str]:
+    found = {
+        "matrix_stats": metric_columns(_template_settings()),
+        "quant_sim": NUMBER_COLUMNS,
+    }
+    rows = [
+        (code(column.name), name, escape(column.meaning))
+        for name, columns in found.items()
+        for column in columns
+    ]
+    return table(("column", "of", "formula"), rows)
 
 
 def _column_table(columns: Iterable[Column]) -> Iterator[str]:

@@ -140,5 +140,5 @@ tables/B_quant_{layer,block4,global}_summary | build-tables | quant_sim, summari
 tables/{A,B}_..._summary_routed | build-tables --routed-only | The same without shared experts.
 tables/B_quant_deltas | delta_pairs is not empty | How much more one scheme loses than another.
 logs/tables_write_manifest.json | build-tables succeeded, last | The same for tables/.
-logs/tables_failure.json | build-tables failed | Why; the next success removes it.
+logs/tables_failure.json | build-tables failed | Why; the next success of either command removes it.
 """

@@ -239,7 +239,10 @@ def remove_temporary_siblings(folder: Path) -> int:
     removed = 0
     for parent, folders, names in os.walk(folder):
         folders[:] = [
-            name for name in folders if not (Path(parent) / name / "manifest.json").exists()
+            # Unlike Path.exists, this has an answer for a folder that may not be looked into.
+            name
+            for name in folders
+            if not os.path.exists(Path(parent) / name / "manifest.json")  # noqa: PTH110
         ]
         for name in names:
             if _TEMPORARY_NAME.match(name):

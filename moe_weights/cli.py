@@ -19,7 +19,8 @@ import moe_weights
 from moe_weights.cli_runtime import add_runtime_commands
 from moe_weights.errors import ExitCode, MoeWeightsError
 from moe_weights.interruption import TOLD
-from moe_weights.standard_output import stdout_errors
+from moe_weights.standard_output import replace_closed_stdout, stdout_errors
+from moe_weights.surroundings import check_current_folder, encoding_hint
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _EXIT_CODES = """exit codes:
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Loading packages makes objects by the hundred thousand and no garbage: collect it rarely.
         gc.set_threshold(100_000, 20, 20)
+        replace_closed_stdout()
         arguments = _build_parser().parse_args(argv)
+        check_current_folder()
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that the terminal's encoding lacks must not end a run of hours.
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -70,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoeWeightsError as error:
         from moe_weights.commands.console import printable
 
-        print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+        text = f"error: {type(error).__name__}: {printable(str(error))}"
+        print(f"{text}{encoding_hint(text)}", file=sys.stderr)  # noqa: T201
         return int(error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # A thread needs room for its stack, and says so in this way.

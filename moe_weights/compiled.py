@@ -8,7 +8,9 @@ contracted, so that every machine computes the same bits.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
 import tempfile
 import threading
@@ -22,6 +24,7 @@ import numba
 _NUMBA: Any = numba  # its types are too narrow for a decorator that keeps a function's own
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parent
 _ROOMS_WITH_KERNELS = ("measure", "quantize", "decode")
 # Workers import kernels when they need them, several at once; Numba has one setting for all.
@@ -44,7 +47,58 @@ def _compile(function: _Function, *, inline: str) -> _Function:
         compiled: _Function = _NUMBA.njit(
             nogil=True, error_model="numpy", inline=inline, cache=folder is not None
         )(function)
+    if folder is not None:
+        _make_safe(compiled, folder)
     return compiled
+
+
+def _make_safe(compiled: Any, folder: Path) -> None:
+    """Have a kernel use no machine code but its own, and none that was kept badly.
+
+    Numba numbers the files of a function's machine code without a lock: two processes that compile
+    it at once, for other types, take one number for both. It then runs the code of one type on
+    arrays of the other. It also fails with files that a crash left empty, and on a full disk.
+
+    Args:
+        compiled: What Numba made of a function.
+        folder: Where it keeps machine code.
+    """
+    cache = compiled._cache
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_own(signature: Any, context: Any) -> Any:
+        try:
+            found = load(signature, context)
+            if found is None or found.signature.args == _argument_types(signature):
+                return found
+        except Exception as error:
+            # Whatever unpickling makes of damaged bytes.
+            _LOG.info("%s: machine code cannot be read: %s", compiled, error)
+        with contextlib.suppress(OSError), _locked(folder):
+            cache.flush()  # else the other types would find this one's code
+        return None
+
+    def save_alone(signature: Any, result: Any) -> None:
+        try:
+            with _locked(folder):
+                save(signature, result)
+        except OSError as error:
+            _LOG.info("%s: machine code cannot be kept: %s", compiled, error)
+
+    cache.load_overload, cache.save_overload = load_own, save_alone
+
+
+def _argument_types(signature: Any) -> tuple[Any, ...]:
+    """Return the types of a signature, or of the plain tuple that Numba passes in its place."""
+    return tuple(getattr(signature, "args", signature))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("ab") as stream:
+        with contextlib.suppress(OSError):  # a file system without locks: `load_own` still looks
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
+        yield
 
 
 @lru_cache(maxsize=1)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 TOLD = (
-    "interrupted; finished files are whole. collect-data goes on from its finished parts when "
-    "the same command is run again"
+    "interrupted; finished files are whole. The same command, run again, goes on from what is "
+    "finished or says what it finds there"
 )
 _IMPORTER = "<frozen importlib._bootstrap>"
 

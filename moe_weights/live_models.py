@@ -113,7 +113,10 @@ def load_tokenizer(
         return None
     transformers = import_framework("transformers", purpose)
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
+        # Left out, trust_remote_code has the library ask on the terminal.
+        return transformers.AutoTokenizer.from_pretrained(
+            str(model_path), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         # Each tokenizer class of the library raises errors of its own.
         raise error_type(

@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from moe_weights.errors import OutputError
 
@@ -25,7 +26,15 @@ def stdout_errors() -> Iterator[None]:
         # What is still in its buffer would fail once more when the interpreter ends.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        is_gone = error.errno == errno.EPIPE
+        advice = "let its reader run to the end" if is_gone else "free some space"
         raise OutputError(
-            f"cannot write to standard output: {error.strerror or error}; free some space or send "
-            "it elsewhere"
+            f"cannot write to standard output: {error.strerror or error}; {advice} or send it "
+            "elsewhere"
         ) from error
+
+
+def replace_closed_stdout() -> None:
+    """Let a command speak to nobody where who started it closed standard output."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 # for good

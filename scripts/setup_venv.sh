@@ -25,7 +25,8 @@ python=$(find_python)
 if [ -n "${PYTHON:-}" ] && ! is_usable "$PYTHON"; then
     echo "PYTHON=$PYTHON is no Python >= 3.11; taking $python" >&2
 fi
-if [ -x "$venv/bin/python" ] && ! is_usable "$venv/bin/python"; then
+# Also one whose interpreter is gone, as after an upgrade of the system's.
+if [ -e "$venv/pyvenv.cfg" ] && ! is_usable "$venv/bin/python"; then
     rm -rf "$venv"
 fi
 requirement=.${extra:+"[$extra]"}
@@ -33,7 +34,8 @@ if command -v uv >/dev/null 2>&1; then
     [ -x "$venv/bin/python" ] || uv venv --quiet --no-python-downloads --python "$python" "$venv"
     uv pip install --quiet --python "$venv/bin/python" -e "$requirement"
 else
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    # Without pip where the making of it was interrupted; made again it gets pip and keeps the rest.
+    "$venv/bin/python" -c 'import pip' >/dev/null 2>&1 || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$requirement"
 fi
 # An editable install is not compiled as other packages are: the first command need not wait for it.

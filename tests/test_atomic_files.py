@@ -315,6 +315,12 @@ class Lock(FolderCase):
             pass
         self.assertTrue(in_work.exists())
 
+    def test_is_taken_beside_a_folder_that_may_not_be_looked_into(self) -> None:
+        (self.folder / "run" / "closed").mkdir(parents=True)
+        denied = PermissionError(errno.EACCES, "Permission denied")
+        with mock.patch.object(Path, "exists", side_effect=denied), RunLock(self.lock_path):
+            pass
+
 
 if __name__ == "__main__":
     unittest.main()

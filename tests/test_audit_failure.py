@@ -95,6 +95,12 @@ class FindingRuns(unittest.TestCase):
         self.assertEqual(
             self.refused(folder / "no"), f"run directory not found: {folder}/no; run init_run first"
         )
+        long = folder / ("a" * 300)
+        self.assertEqual(
+            self.refused(long),
+            f"run directory cannot be reached: {long}: File name too long; check the path and its "
+            "permissions",
+        )
         self.assertEqual(
             self.refused(folder),
             f"{folder} is not a run directory: it lacks manifest.json and analysis_config.json; "

@@ -173,6 +173,12 @@ class Identity(HeadersCase):
             digests.add(file_identity(self.root, "a.npz").header_sha256)
         self.assertEqual(len(digests), 2)
 
+    def test_is_taken_of_each_file_before_its_header_is_read(self) -> None:
+        np.savez(self.root / "a.npz", first=ONE)
+        write_safetensors(self.root / "b.safetensors", {"second": ONE})
+        expected = tuple(file_identity(self.root, file) for file in ("a.npz", "b.safetensors"))
+        self.assertEqual(self.read().identities, expected)
+
     def test_of_a_missing_file_is_an_error(self) -> None:
         with self.assertRaisesRegex(CheckpointError, "^cannot read a.npz: No such file"):
             file_identity(self.root, "a.npz")

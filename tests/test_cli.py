@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import runpy
@@ -158,6 +159,25 @@ class Failures(unittest.TestCase):
             "dependencies, for example with: pip install ml-dtypes (needed for bfloat16 and FP8)\n",
         )
 
+    def test_say_where_names_are_not_read_as_utf8(self) -> None:
+        hint = "hint: file names are read as ascii here; if they are UTF-8, set PYTHONUTF8=1\n"
+        with mock.patch("sys.getfilesystemencoding", return_value="ascii"):
+            for name, told in (("x", ""), ("mod\xe9l", hint), (repr("m\udcc3"), hint)):
+                message = self.run_with(OutputError(name))[1]
+                self.assertEqual(message, f"error: OutputError: {name}\n{told}")
+        self.assertNotIn("hint", self.run_with(OutputError("mod\xe9l"))[1])
+
+    def test_in_a_folder_that_was_removed_are_told_at_once(self) -> None:
+        gone = FileNotFoundError(errno.ENOENT, "No such file or directory")
+        with mock.patch("os.getcwd", side_effect=gone):
+            outcome = run_command("presets")
+        self.assertEqual(outcome.code, 2)
+        self.assertEqual(
+            outcome.err,
+            "error: UsageError: the current folder cannot be used: No such file or directory; "
+            "change to another one\n",
+        )
+
     def test_that_nobody_foresaw_keep_their_traceback(self) -> None:
         with self.assertRaises(ZeroDivisionError):
             self.run_with(ZeroDivisionError())
@@ -180,6 +200,13 @@ class Output(CommandCase):
         with mock.patch("sys.stdout", stream):
             self.assertEqual(main(["collect-data", "--run-dir", str(self.path), "--plan"]), 0)
         self.assertIn("layers.0.experts.0.ü\\u2192.weight", raw.getvalue().decode("latin-1"))
+
+    def test_that_was_closed_ends_no_command(self) -> None:
+        for arguments in (["presets"], ["presets", "show", "olmoe"]):
+            with mock.patch("sys.stdout", None):
+                self.assertEqual(main(arguments), 0)
+                assert sys.stdout is not None
+                sys.stdout.close()
 
     def test_has_no_escape_codes_even_when_colour_is_forced(self) -> None:
         self.write_model()

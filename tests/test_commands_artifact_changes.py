@@ -11,6 +11,8 @@ from unittest import mock
 
 import pandas as pd
 
+from moe_weights.commands import collected_artifacts
+from moe_weights.errors import OutputError
 from tests.support.checkpoints import shard_name
 from tests.support.command_line import CommandCase, random_weights, run_command
 
@@ -88,6 +90,32 @@ class ReplacedRun(CommandCase):
         self.collected()
         self.assertEqual(self.files("tables"), [])
         self.assertNotIn("logs/tables_write_manifest.json", self.files("logs"))
+
+    def test_takes_away_why_those_could_not_be_made(self) -> None:
+        self.write_model()
+        self.collected()
+        with mock.patch("moe_weights.commands.build_tables.read_sources", side_effect=OutputError):
+            run_command("build-tables", "--run-dir", self.path)
+        self.assertIn("logs/tables_failure.json", self.files("logs"))
+        self.collected()
+        self.assertNotIn("logs/tables_failure.json", self.files("logs"))
+
+    def test_leaves_no_two_tables_of_different_runs_when_it_is_stopped_between_them(self) -> None:
+        self.write_model()
+        self.collected()
+        write_table = collected_artifacts.write_table
+
+        def stop(run: Any, table: Any, *arguments: Any, **options: Any) -> Any:
+            if table.schema.name == "quant_sim":
+                raise KeyboardInterrupt
+            return write_table(run, table, *arguments, **options)
+
+        self.configure({"stats.eps": 1e-3})
+        with mock.patch.object(collected_artifacts, "write_table", stop):
+            self.assertEqual(self.collect().code, 130)
+        outcome = run_command("build-tables", "--run-dir", self.path)
+        self.assertEqual(outcome.code, 5)
+        self.assertIn("no quant_sim in this run", outcome.err)
 
     def test_does_not_list_what_build_tables_wrote(self) -> None:
         self.write_model()

@@ -149,8 +149,8 @@ class Interrupted(CommandCase):
         self.assertEqual(outcome.code, 130)
         self.assertEqual(
             outcome.err,
-            "interrupted; finished files are whole. collect-data goes on from its finished "
-            "parts when the same command is run again\n",
+            "interrupted; finished files are whole. The same command, run again, goes on from what "
+            "is finished or says what it finds there\n",
         )
         self.assertEqual(self.files("data", "logs"), ["logs/run_failure.json"])
         failure = self.log("run_failure.json")

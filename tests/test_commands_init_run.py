@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -100,6 +101,19 @@ class FreshRun(InitCase):
                 f"[init_run] wrote config template to {self.path}/analysis_config.json",
             ],
         )
+
+    def test_a_model_path_that_cannot_be_reached_is_taken_with_a_warning(self) -> None:
+        path = f"{self.folder}/{'a' * 300}"
+        outcome = self.init("--model-path", path, "--quiet")
+        self.assertEqual(outcome.code, 0)
+        self.assertEqual(
+            outcome.out, f"[warn] model_path cannot be reached: {path}: File name too long\n"
+        )
+
+    def test_tells_the_next_command_in_the_shells_words(self) -> None:
+        outcome = self.init(model_id="it's mine")
+        expected = shlex.join(["--run-dir", str(self.root / "it's mine" / "first"), "--plan"])
+        self.assertTrue(outcome.out.endswith(f" {expected}\n"), outcome.out)
 
     def test_paths_are_user_expanded(self) -> None:
         with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):
@@ -239,7 +253,7 @@ class ExistingRun(InitCase):
     def test_mends_a_broken_manifest_and_keeps_collected_data(self) -> None:
         self.init()
         (self.path / "data" / "x.csv").write_text("kept")
-        for broken in (b"", b"[]", b"\xff", b'{"created_at": 3}'):
+        for broken in (b"", b"[]", b"\xff", b'{"created_at": 3}', b"[" * 200_000):
             (self.path / "manifest.json").write_bytes(broken)
             self.assertEqual(self.init().code, 0)
             self.assertIsInstance(read_json(self.path / "manifest.json")["created_at"], str)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import unittest
 from dataclasses import replace
@@ -13,7 +14,7 @@ from moe_weights.checkpoint.headers import FileIdentity
 from moe_weights.commands import parts
 from moe_weights.commands.parts import Fingerprint, PartStore, batch_units
 from moe_weights.commands.work import UnitResult, run_units
-from moe_weights.errors import OutputError
+from moe_weights.errors import CheckpointError, OutputError
 from moe_weights.extract.work_unit import WorkUnit
 from tests.support.matrices import matrix_of, normal_matrix
 from tests.support.runs import temporary_folder
@@ -224,6 +225,42 @@ class Cadence(PartCase):
         self.assertFalse(self.parts_path.exists())
 
 
+class ChangedCheckpoint(PartCase):
+    def test_is_refused_before_its_numbers_are_kept(self) -> None:
+        def refuse() -> None:
+            raise CheckpointError("changed")
+
+        store = PartStore(self.parts_path, OWN, refuse)
+        store.flush()  # nothing to keep, so nobody looks
+        store.commit(7, self.result)
+        with self.assertRaises(CheckpointError):
+            store.flush()
+        self.assertEqual(self.loaded(), {})
+
+
+class Linked(PartCase):
+    """Links that a person made, to have parts on another disk."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.elsewhere = self.folder / "elsewhere"
+        self.elsewhere.mkdir()
+
+    def test_parts_are_discarded_at_the_end(self) -> None:
+        self.parts_path.symlink_to(self.elsewhere)
+        self.write()
+        self.store.discard()
+        self.assertFalse(self.parts_path.is_symlink())
+
+    def test_folders_are_not_followed(self) -> None:
+        (self.elsewhere / "file").write_bytes(b"mine")
+        self.parts_path.mkdir()
+        (self.parts_path / "link").symlink_to(self.elsewhere)
+        self.assertEqual(self.store.discard_others(), ["checkpoint, config or code"])
+        self.assertEqual(list(self.parts_path.iterdir()), [])
+        self.assertTrue((self.elsewhere / "file").exists())
+
+
 class DamagedParts(PartCase):
     def setUp(self) -> None:
         super().setUp()
@@ -248,6 +285,8 @@ class DamagedParts(PartCase):
             "not JSON": b"part",
             "a list": b"[]",
             "a number": b"7",
+            "a list with its digest": b'{"content": [], "sha256": "%s"}'
+            % hashlib.sha256(b"[]").hexdigest().encode(),
             "no digest": json.dumps({"content": json.loads(self.sound)["content"]}).encode(),
             "an older form": json.dumps({"matrix_rows": [], "quant_rows": []}).encode(),
             "deep": b"[" * 200_000,

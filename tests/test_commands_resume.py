@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from moe_weights.atomic_files import RunLock
-from moe_weights.commands import parts
+from moe_weights.commands import collect_data, parts
 from tests.support.checkpoints import entry, make_checkpoint, raw_safetensors
 from tests.support.command_line import CommandCase, expert_tensors
 from tests.support.killed_runs import run_and_kill, start_run
@@ -253,6 +253,44 @@ class Unfinished(ContentCase):
         )
         self.assertIn("parts of an unfinished run were discarded: checkpoint", self.go_on()[0])
 
+    def test_takes_nothing_of_a_shard_that_was_another_one_for_a_while(self) -> None:
+        shard = self.model / "model.safetensors"
+        sound, times = shard.read_bytes(), shard.stat()
+        commit = parts.PartStore.commit
+
+        def overwrite(store: Any, *arguments: Any) -> None:
+            shard.write_bytes(sound[:-2000] + bytes(2000))
+            commit(store, *arguments)
+
+        with mock.patch.object(parts.PartStore, "commit", overwrite):
+            self.assertEqual(self.collect("--workers", 1).code, 5)
+        shard.write_bytes(sound)  # as `rsync -t` would
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self.assertEqual(self.go_on(), ["resumed: 5 of 18 parts taken from an unfinished run"])
+        self.assert_same(self.tables(), self.expected)
+
+
+class ReplacedBeforeTheFirstWeight(ContentCase):
+    def test_a_shard_is_not_read_by_the_header_of_the_one_before(self) -> None:
+        self.write_model(layers(1))
+        self.configure()
+        choose = collect_data.choose_simulation
+
+        def replace_shard(*arguments: Any) -> Any:
+            self.write_model({"in_front": np.zeros(1000, np.float32)} | layers(1))
+            return choose(*arguments)
+
+        with mock.patch.object(collect_data, "choose_simulation", replace_shard):
+            outcome = self.collect()
+        self.assertEqual(outcome.code, 5)
+        self.assertEqual(
+            outcome.err,
+            "error: CheckpointError: the checkpoint changed while it was read; let its writer "
+            "finish, then run again: everything will be measured anew\n",
+        )
+        self.assertEqual(self.files("data"), [])
+        self.assertEqual(self.collect().code, 0)
+
 
 class ControlC(CommandCase):
     def setUp(self) -> None:
@@ -295,8 +333,8 @@ class ControlC(CommandCase):
         self.assertEqual(run.returncode, 130)
         self.assertEqual(
             err,
-            "interrupted; finished files are whole. collect-data goes on from its finished "
-            "parts when the same command is run again\n",
+            "interrupted; finished files are whole. The same command, run again, goes on from what "
+            "is finished or says what it finds there\n",
         )
         # A second or two on an idle machine; what was begun would take minutes.
         self.assertLess(seconds, 15)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 import threading
 import unittest
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
+
+import numba.core.caching
+import numpy as np
 
 from moe_weights import compiled
 
@@ -17,6 +23,14 @@ def no_home(path: Path) -> Path:
     if str(path).startswith("~"):
         raise RuntimeError("Could not determine home directory.")
     return path
+
+
+def total(numbers: Any) -> float:
+    """Add up numbers."""
+    added = 0.0
+    for number in numbers:
+        added += number
+    return added
 
 
 class CacheFolder(unittest.TestCase):
@@ -76,14 +90,64 @@ class CacheFolder(unittest.TestCase):
         self.assertEqual(len(set(names)), 4)
 
 
+class KeptMachineCode(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name)
+        self.enterContext(mock.patch.object(compiled, "cache_folder", return_value=self.path))
+
+    def misses(self, *dtypes: str) -> int:
+        """Run the kernel as another process would; return how often it had to be compiled."""
+        kernel: Any = compiled.kernel(total)
+        for dtype in dtypes:
+            self.assertEqual(kernel(np.ones(8, dtype)), 8.0)
+        return len(kernel.stats.cache_misses)
+
+    def kept(self, suffix: str) -> list[Path]:
+        return sorted(self.path.rglob(f"*{suffix}"))
+
+    def test_is_found_by_the_next_process(self) -> None:
+        self.assertEqual(self.misses("f4", "i4"), 2)
+        self.assertEqual(self.misses("i4", "f4"), 0)
+
+    def test_of_another_type_is_never_run(self) -> None:
+        self.misses("f4", "i4")
+        first, second = self.kept(".nbc")
+        shutil.copyfile(first, second)  # as if two processes had given one number to both
+        self.assertEqual(self.misses("f4", "i4"), 1)
+        self.assertEqual(self.misses("i4", "f4"), 1)
+        self.assertEqual(self.misses("i4", "f4"), 0)
+
+    def test_that_is_damaged_is_made_again(self) -> None:
+        for suffix in (".nbi", ".nbc"):
+            self.misses("f4")
+            for path in self.kept(suffix):
+                path.write_bytes(b"")
+            self.assertEqual(self.misses("f4"), 1)
+            self.assertEqual(self.misses("f4"), 0)
+
+    def test_that_cannot_be_written_is_done_without(self) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with mock.patch.object(numba.core.caching.IndexDataCacheFile, "save", side_effect=full):
+            self.assertEqual(self.misses("f4"), 1)
+        self.assertEqual(self.misses("f4"), 1)
+
+    def test_is_kept_where_the_file_system_has_no_locks(self) -> None:
+        without = OSError(errno.ENOTSUP, "Operation not supported")
+        with mock.patch("fcntl.flock", side_effect=without):
+            self.misses("f4")
+        self.assertEqual(self.misses("f4"), 0)
+
+
 class Declarations(unittest.TestCase):
     def test_of_two_threads_keep_their_kernels_in_one_folder(self) -> None:
         settings = SimpleNamespace(CACHE_DIR="of other packages")
         seen: list[str] = []
         second_began, first_ended = threading.Event(), threading.Event()
 
-        def njit(**_options: object) -> Callable[[str], str]:
-            def declare(name: str) -> str:
+        def njit(**_options: object) -> Callable[[str], SimpleNamespace]:
+            def declare(name: str) -> SimpleNamespace:
                 if name == "first":
                     second.start()
                     second_began.wait(0.1)  # it must not get here
@@ -91,7 +155,7 @@ class Declarations(unittest.TestCase):
                     second_began.set()
                     first_ended.wait(1)
                 seen.append(settings.CACHE_DIR)
-                return name
+                return SimpleNamespace(_cache=mock.Mock())
 
             return declare
 

@@ -16,8 +16,8 @@ from tests.support.runs import temporary_folder
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 LINE = (
-    "interrupted; finished files are whole. collect-data goes on from its finished parts when "
-    "the same command is run again\n"
+    "interrupted; finished files are whole. The same command, run again, goes on from what is "
+    "finished or says what it finds there\n"
 )
 
 

@@ -94,6 +94,16 @@ class Tokenizers(unittest.TestCase):
             f"{folder}: its tokenizer cannot be loaded: KeyError: 'x'; give ids",
         )
 
+    def test_run_no_code_of_the_folder_and_ask_nobody(self) -> None:
+        folder = temporary_folder(self)
+        (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+        library = mock.Mock()
+        with mock.patch("importlib.import_module", return_value=library):
+            load_tokenizer(folder, "testing")
+        library.AutoTokenizer.from_pretrained.assert_called_once_with(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+
     def test_without_any_ids_are_bytes(self) -> None:
         self.assertEqual(byte_tokens("aé", 100), (97, 95, 69))
 

@@ -230,6 +230,20 @@ class Read(BundleCase):
             next(events)
         self.assertEqual([issue.code for issue in caught.exception.issues], ["entropy_mismatch"])
 
+    def test_one_at_a_time_read_nothing_behind_the_first_fault(self) -> None:
+        for field in ("entropy", "layer_kind"):  # of an event, of its schema
+            bundle = make_bundle()
+            bundle["raw_events"][1]["layers"][0][field] = 9.0
+            folder = write_unchecked(self.root / field, bundle)
+            with (folder / "raw_trace.ndjson").open("ab") as trace:
+                trace.write(b"no JSON\n")
+            events = open_run_bundle(folder).raw_events()
+            self.assertEqual(next(events)["token_index"], 0)
+            with self.assertRaises(BundleError) as caught:
+                next(events)
+            places = {issue.place for issue in caught.exception.issues}
+            self.assertEqual(places, {str(folder / "raw_trace.ndjson:2")})
+
     def test_one_derived_event_at_a_time_stop_at_a_broken_one(self) -> None:
         bundle = make_bundle()
         del bundle["derived_events"][2]["token_index"]

@@ -91,6 +91,9 @@ class Tokens(CaptureCase):
         ):
             with self.assertRaisesRegex(UsageError, "a batch of 2"):
                 model(input_ids=FakeTensor([[1], [2]]))
+            before = FakeTensor([[-2]])
+            with self.assertRaisesRegex(UsageError, r"fed positions -2\.\.0 after 0 tokens"):
+                model(input_ids=FakeTensor([[1, 2, 3]]), position_ids=before)
             mask = FakeTensor(np.array([[False, True]]))
             with self.assertRaisesRegex(UsageError, "without padding"):
                 model(input_ids=FakeTensor([[1, 2]]), attention_mask=mask)

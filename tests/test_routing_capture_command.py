@@ -15,7 +15,7 @@ from unittest import mock
 
 from moe_weights.cli import main
 from moe_weights.errors import BackendUnavailableError, CheckpointError, UsageError
-from moe_weights.routing import load_run_bundle, resume_working_bundle
+from moe_weights.routing import WorkingBundle, load_run_bundle, resume_working_bundle
 from moe_weights.routing.capture_command import CaptureOptions, capture_generation
 from moe_weights.routing.capture_model import CaptureModel, load_capture_model
 from tests.support.fake_routers import (
@@ -107,8 +107,10 @@ class TheCommand(CommandCase):
         self.assertEqual(network.experts_implementation, "eager")
 
     def test_stops_after_an_end_token_that_was_fed_back(self) -> None:
-        with self.libraries(make_model(eos=35)):
+        network = make_model(eos=35)
+        with self.libraries(network):
             code, told = self.capture("--temperature", 0.5)
+        self.assertEqual(network.generation_config.eos_token_id, 35)
         self.assertEqual(code, 0, told)
         events = load_run_bundle(self.folder / "run" / "routing" / "capture")["raw_events"]
         # Without a tokenizer the ids are bytes; abc is 97, 98, 99, modulo 40.
@@ -170,6 +172,7 @@ class TheCommand(CommandCase):
             ("--seed", "x"),
             ("--seed", str(2**63)),
             ("--unfinished", "keep"),
+            ("--out", "-"),
         ):
             with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
                 self.capture(*bad)
@@ -199,8 +202,9 @@ class FailedCaptures(CommandCase):
             return self.capture(*more)
 
     def test_an_interrupted_one_keeps_its_tokens(self) -> None:
-        code, _told = self.capture_failing(4, KeyboardInterrupt())
+        code, told = self.capture_failing(4, KeyboardInterrupt())
         self.assertEqual(code, 130)
+        self.assertNotIn("collect-data", told)
         lines = (self.working / "raw_trace.ndjson").read_text().splitlines()
         self.assertEqual([json.loads(line)["token_index"] for line in lines], [0, 1, 2, 3])
 
@@ -251,6 +255,17 @@ class FailedCaptures(CommandCase):
         self.assertEqual([path.name for path in self.routing.iterdir()], ["capture"])
         self.assertEqual(self.capture("--unfinished", "salvage")[0], 6)
 
+    def test_a_salvage_that_was_killed_still_knows_how_much_it_cut_off(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        with (self.working / "raw_trace.ndjson").open("ab") as trace:
+            trace.write(b'{"event_ty')
+        for name in ("_read_back", "promote"):
+            with mock.patch.object(WorkingBundle, name, side_effect=KeyboardInterrupt):
+                self.assertEqual(self.capture("--unfinished", "salvage")[0], 130)
+        self.assertEqual(self.capture("--unfinished", "salvage")[0], 0)
+        kept = load_run_bundle(self.routing / "capture")["manifest"]
+        self.assertEqual(kept["capture_config"]["unfinished"], {"dropped_bytes": 10})
+
     def test_its_tokens_can_be_kept_whatever_wrote_its_manifest(self) -> None:
         self.capture_failing(5, KeyboardInterrupt())
         manifest = json.loads((self.working / "manifest.json").read_text())
@@ -275,6 +290,13 @@ class FailedCaptures(CommandCase):
         )
         self.assertEqual(len(load_run_bundle(run_dir)["raw_events"]), 7)
         self.assertNotIn("unfinished", load_run_bundle(run_dir)["manifest"]["capture_config"])
+
+    def test_its_tokens_are_not_removed_for_a_capture_that_cannot_begin(self) -> None:
+        self.capture_failing(5, KeyboardInterrupt())
+        code, told = self.capture("--unfinished", "discard", "--prompt", "\udcff")
+        self.assertEqual(code, 2)
+        self.assertIn("prompt: character 0 is no Unicode text", told)
+        self.assertIn("holds 5 tokens", self.capture()[1])
 
     def test_nothing_is_taken_from_a_capture_that_still_runs(self) -> None:
         self.capture_failing(5, KeyboardInterrupt())
@@ -326,6 +348,13 @@ class Loading(CommandCase):
         ):
             self.assertIs(load_capture_model(self.model).network, network)
 
+    def test_a_name_that_no_file_system_takes(self) -> None:
+        with (
+            self.libraries(make_model()),
+            self.assertRaisesRegex(CheckpointError, "File name too long"),
+        ):
+            load_capture_model(Path("x" * 300))
+
     def test_missing_weights_are_refused(self) -> None:
         loading = {"missing_keys": {"b", "a"}}
         with (
@@ -340,8 +369,9 @@ class Loading(CommandCase):
             self.assertRaisesRegex(BackendUnavailableError, "device 'none' cannot be used"),
         ):
             load_capture_model(self.model, device="none")
-        with self.libraries(make_model()):
-            self.assertIsNotNone(load_capture_model(self.model, device="cuda").synchronize)
+        for device in ("cuda", "cuda:1", "mps"):
+            with self.libraries(make_model()):
+                self.assertIsNotNone(load_capture_model(self.model, device=device).synchronize)
 
     def test_a_tokenizer_that_cannot_be_loaded(self) -> None:
         (self.model / "tokenizer.json").write_text("{}")

@@ -193,12 +193,20 @@ class Roles(CaptureCase):
         self.assertEqual((layer["num_total_experts"], layer["router_kind"]), (5, "softmax"))
 
     def test_a_router_that_cannot_be_asked_alone_is_read_from_its_own_tokens(self) -> None:
-        def refuse(router: Any, logits: Any) -> Any:
-            if len(logits) > 5:
-                raise ValueError("too many")
-            return softmax_rule(router, logits)
+        def refusing(error: Exception) -> Any:
+            def refuse(router: Any, logits: Any) -> Any:
+                if len(logits) > 5:
+                    raise error
+                return softmax_rule(router, logits)
 
-        for rule, more in ((refuse, ()), (lambda r, x, _more: softmax_rule(r, x), (1,))):
+            return refuse
+
+        for rule, more in (
+            (refusing(ValueError("too many")), ()),
+            (refusing(AssertionError("5 tokens")), ()),
+            (refusing(KeyError("position")), ()),
+            (lambda r, x, _more: softmax_rule(r, x), (1,)),
+        ):
             block = block_of(rule, lambda output: (output[2], output[1]))
             router = block.children_by_name["gate"]
             forward = router.forward

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import os
 import unittest
+from unittest import mock
 
 import numpy as np
 
@@ -41,6 +44,7 @@ class Sglang(ImportCase):
         for bad, told in (
             ([[0, 1, 2, 3]], r"shape \[1, 4\], the record 2 layers"),
             ([[0, 1, 2], [0, 1, 2]], "physical expert 3 is not in"),
+            ([[-1, 1, 2, 3], [0, 1, 2, 3]], r"records\[0\]: a physical expert was chosen that"),
         ):
             dump = make_dump(last_physical_to_logical_map=bad)
             with self.assertRaisesRegex(InvalidDataError, told):
@@ -67,6 +71,14 @@ class Sglang(ImportCase):
             ([one | {"topk_ids_of_layer": [[0.5]]}], InvalidDataError, "must hold integers"),
             ([one | {"topk_ids_of_layer": [[1], [1, 2]]}], InvalidDataError, "is no array"),
             ([{}], InvalidDataError, "has no forward_pass_id"),
+            ([one, 5], InvalidDataError, "has no forward_pass_id"),
+            ([one, one | {"rank": [1]}], UsageError, r"mixes ranks \['0', '\[1\]'\]"),
+            ([one | {"forward_mode": [1]}], UsageError, r"records\[0\].forward_mode is \[1\]"),
+            (
+                [one, make_pass(2, [2], CHOSEN[2:3, :1])],
+                InvalidDataError,
+                "the passes of the record have 1 and 2 layers",
+            ),
         ):
             with self.subTest(told), self.assertRaisesRegex(error, told):
                 read_sglang_tokens({"records": records})
@@ -92,6 +104,16 @@ class Sglang(ImportCase):
         self.assertIn("    1        4       -    1.0000  0.0000", out.getvalue())
         self.assertEqual(self.run_cli("sglang", path)[0], 6)
 
+    def test_counts_on_a_full_disk_leave_nothing(self) -> None:
+        path = self.write("a.json", {"logical_count": [[1, 2, 3, 4]] * 2})
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with mock.patch("os.fsync", side_effect=full):
+            code, told = self.run_cli("sglang", path)
+        self.assertEqual(code, 6)
+        self.assertIn("No space left on device", told)
+        self.assertFalse((self.folder / "run").exists())
+        self.assertEqual(self.run_cli("sglang", path)[0], 0)
+
     def test_counts_that_do_not_fit_are_refused(self) -> None:
         path = self.write("a.json", {"logical_count": [[1, 2, 3]] * 2})
         code, told = self.run_cli("sglang", path)
@@ -110,8 +132,27 @@ class Sglang(ImportCase):
         for bad, told in (
             ({"records": [*records, {"global_physical_count": [[1]]}]}, "changes its shape"),
             ({"records": records, "last_physical_to_logical_map": [[0, 1]]}, "has shape"),
-            ({"logical_count": [[-1, 2]]}, "counts must be 0 or more"),
-            ({"logical_count": [1, 2]}, "counts must be 0 or more"),
+            ({"logical_count": [[-1, 2]]}, "holds -1; counts must be 0 or more"),
+            ({"logical_count": [[[-5, 2]], [[9, 2]]]}, "holds -5; counts must be 0 or more"),
+            (
+                {"records": [{"global_physical_count": [[value]]} for value in (-5, 9)]},
+                "holds -5; counts must be 0 or more",
+            ),
+            ({"logical_count": [1, 2]}, r"must be of shape \[layers, experts\]; got \[2\]"),
+            (
+                {
+                    "records": [{"global_physical_count": np.zeros((0, 2), int)}],
+                    "last_physical_to_logical_map": np.zeros((0, 2), int),
+                },
+                r"must be of shape \[layers, experts\]; got \[0, 0\]",
+            ),
+            *(
+                (
+                    {"records": records, "last_physical_to_logical_map": [[0, 1, logical]]},
+                    "must name logical experts below 3, the number of physical ones",
+                )
+                for logical in (-1, 3, 10**15)
+            ),
         ):
             with self.subTest(told), self.assertRaisesRegex(InvalidDataError, told):
                 read_sglang_counts(bad)

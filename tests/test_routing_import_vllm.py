@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import unittest
 
@@ -11,6 +12,12 @@ from moe_weights.errors import InvalidDataError, UsageError
 from moe_weights.routing.importers.recorded import to_choices, to_ids
 from moe_weights.routing.importers.vllm import read_vllm_record
 from tests.support.engine_records import CHOSEN, ImportCase, to_npy
+
+NO_ARCHIVE = base64.b64encode(b"PK\x03\x04 no archive").decode()
+HUGE_NPY = base64.b64encode(
+    base64.b64decode(to_npy(np.zeros((1, 2, 2), int))).replace(b"(1, 2, 2), }" + b" " * 15,
+                                                                b"(1000000000000000, 2, 2), }")
+).decode()  # fmt: skip
 
 
 class Vllm(ImportCase):
@@ -154,6 +161,8 @@ class Vllm(ImportCase):
             (good | {"routed_experts": CHOSEN[:2].tolist()}, InvalidDataError, "the prompt has 3"),
             (good | {"prompt_token_ids": "abc"}, InvalidDataError, "must be a row of token ids"),
             (good | {"routed_experts": "%%"}, InvalidDataError, "no base64 of a .npy"),
+            (good | {"routed_experts": NO_ARCHIVE}, InvalidDataError, "no base64 of a .npy"),
+            (good | {"routed_experts": HUGE_NPY}, InvalidDataError, "no base64 of a .npy"),
             (
                 good | {"prompt_routed_experts": [[[0, 1]]] * 3},
                 InvalidDataError,
@@ -169,6 +178,11 @@ class Vllm(ImportCase):
                 read_vllm_record(record)
         with self.assertRaisesRegex(UsageError, r"no requests\[5\]"):
             read_vllm_record([{}, {}], request=5)
+        record = {"prompt_routed_experts": CHOSEN[:3], "routed_experts": CHOSEN[3:]}
+        self.assertEqual(read_vllm_record(record, n_prompt=3).n_prompt, 3)
+        told = "prompt_routed_experts has 3 rows, the prompt is said to have 2; leave --prompt-"
+        with self.assertRaisesRegex(InvalidDataError, told):
+            read_vllm_record(record, n_prompt=2)
 
     def test_one_request_has_no_second_one(self) -> None:
         chosen = [[[0, 1]], [[1, 2]]]

@@ -163,6 +163,18 @@ class Inspect(BundleCase):
             self.assertEqual(done.returncode, code, done.stderr)
             self.assertNotIn("Traceback", done.stderr)
 
+    @unittest.skipUnless(Path("/dev/full").exists(), "needs a device that is always full")
+    def test_as_a_module_ends_with_6_when_nobody_takes_its_output(self) -> None:
+        folder = self.write(make_bundle(1))
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "moe_weights.routing.inspect", str(folder)],
+                cwd=REPO_ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        self.assertEqual(done.returncode, 6)
+        self.assertIn("error: cannot write to standard output: No space left", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+
 
 class Derivation(BundleCase):
     def test_gives_equal_routing_equal_names(self) -> None:
@@ -215,6 +227,20 @@ class Derivation(BundleCase):
         (event,) = derive_bundle_artifacts(bundle)["derived_events"]
         self.assertEqual(
             event["derived_payload"]["layer_motifs"], [{"layer_index": 3, "motif_id": "l03_000"}]
+        )
+
+    def test_pairs_no_layers_with_one_between_them_that_was_not_captured(self) -> None:
+        bundle = make_routed_bundle(2)
+        layers = [softmax_layer(layer_index=index) for index in range(3)]
+        bundle["raw_events"] = [make_routed_event(number, *layers) for number in range(2)]
+        bundle["raw_events"][0]["layers"][1]["topk_indices"] = None
+        contingency = derive_bundle_artifacts(bundle)["contingency"]["contingency_payload"]
+        self.assertEqual(
+            contingency["layer_pairs"],
+            [
+                {"motif_id": "l00_000", "next_layer_motif_id": "l01_000", "count": 1},
+                {"motif_id": "l01_000", "next_layer_motif_id": "l02_000", "count": 1},
+            ],
         )
 
 

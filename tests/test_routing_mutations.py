@@ -30,6 +30,7 @@ from tests.support.routing_mutations import MUTATIONS, TRACE
 from tests.support.runs import temporary_folder
 
 RUN_IDS = (
+    ".run-bundle.working-a", "a/.run-bundle.tmp-1",
     "../evil", "./run-001", "foo/.", "group//run-001", "/etc", "C:/x", "C:x", "a\\b", "\\\\host\\x",
     "a/../b", "..", ".", "a/", "a\n", "a\x00b", "x" * 201,
 )  # fmt: skip

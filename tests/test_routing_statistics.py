@@ -288,6 +288,21 @@ class TheCommand(unittest.TestCase):
                 self.assertIn(str(folder), told)
                 (folder / name).unlink()
 
+    def test_a_bundle_whose_name_begins_with_a_dot_is_not_left_out(self) -> None:
+        bundle = self.write_bundle(".mine")
+        unfinished = create_working_bundle(self.routing, make_manifest("other"), durable=False)
+        self.addCleanup(unfinished.close)
+        unfinished.append(make_event(run_id="other"))
+        code, told = self.run_cli(self.run_dir)
+        self.assertEqual((code, told.count("MoE layers")), (0, 1), told)
+        self.assertTrue(told.startswith(f"{bundle}: 2 MoE layers"))
+
+    def test_a_run_whose_name_no_file_system_takes(self) -> None:
+        run_dir = self.run_dir / ("x" * 300)
+        code, told = self.run_cli(run_dir)
+        self.assertEqual(code, 2)
+        self.assertIn(f"{run_dir} cannot be searched: File name too long", told)
+
     def test_more_experts_than_any_layer_has_are_not_counted(self) -> None:
         with self.assertRaises(InvalidDataError) as caught:
             LayerCounts(layer=3, num_total_experts=MOST_EXPERTS + 1)
@@ -317,6 +332,7 @@ class TheCommand(unittest.TestCase):
             ({"layers": {}}, r"\$\.layers must be a list"),
             ({"layers": [{}]}, r"\$\.layers\[0\] must have layer_index"),
             ({"layers": [layer | {"layer_index": -1}]}, "must be counts"),
+            ({"layers": [layer, layer]}, "each stands once, in ascending order"),
             ({"layers": [layer | {"num_active_experts": 5}]}, "must be null or 1..4"),
             ({"layers": [layer | {"selections": [1, 2, 3]}]}, "must be 4 counts"),
             ({"layers": [layer | {"selections": [1, 2, 3, True]}]}, "must be 4 counts"),

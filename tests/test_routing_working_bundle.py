@@ -150,6 +150,17 @@ class Growing(WorkingCase):
         bundle.append(make_event(1))
         bundle.promote()
 
+    def test_interrupted_while_it_writes_leaves_the_trace_as_it_was(self) -> None:
+        bundle = create_working_bundle(self.root, make_manifest())
+        self.addCleanup(bundle.close)
+        with (
+            mock.patch("os.fsync", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            bundle.append(make_event())
+        bundle.append(make_event())
+        self.assertEqual(len(load_run_bundle(bundle.promote())["raw_events"]), 1)
+
     def test_can_be_given_up(self) -> None:
         self.create(1).discard()
         self.assertEqual(list(self.root.iterdir()), [])
@@ -236,6 +247,10 @@ class Starting(WorkingCase):
         with self.assertRaises(UsageError):
             self.create(manifest={**make_manifest(), "run_id": "../evil"})
         self.assertEqual(list(self.root.iterdir()), [])
+
+    def test_says_when_no_file_system_takes_the_folder(self) -> None:
+        with self.assertRaisesRegex(OutputError, "File name too long"):
+            create_working_bundle(self.root / ("x" * 300), make_manifest())
 
     def test_says_when_the_folder_cannot_be_made(self) -> None:
         (self.root / "file").write_text("", encoding="utf-8")

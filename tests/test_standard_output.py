@@ -49,6 +49,26 @@ class StdoutErrors(unittest.TestCase):
                         "device; free some space or send it elsewhere\n",
                     )
 
+    def test_of_a_closed_pipe_are_told_as_others_are(self) -> None:
+        for arguments in (["presets"], ["presets", "show", "olmoe"]):
+            reader, writer = os.pipe()
+            os.close(reader)
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "moe_weights", *arguments],
+                    stdout=writer,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            finally:
+                os.close(writer)
+            self.assertEqual(done.returncode, 6)
+            self.assertEqual(
+                done.stderr,
+                "error: OutputError: cannot write to standard output: Broken pipe; let its reader "
+                "run to the end or send it elsewhere\n",
+            )
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -2,10 +2,25 @@ from __future__ import annotations
 
 import json
 import unittest
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from moe_weights.tracing import TraceResult, format_trace, load_captures, load_trace, open_engine
+import numpy as np
+
+from moe_weights.errors import InvalidDataError
+from moe_weights.tracing import (
+    CaptureSet,
+    HookCapture,
+    HookPoint,
+    ToyEngine,
+    TraceResult,
+    format_trace,
+    load_captures,
+    load_trace,
+    open_engine,
+    write_captures,
+)
 from tests.support.command_line import Outcome, run_command
 from tests.support.fake_torch import (
     FakeNetwork,
@@ -105,6 +120,24 @@ class Usage(CommandCase):
             self.assertEqual(outcome.code, 5, outcome.err)
             self.assertIn(told, outcome.err)
 
+    def test_of_names_that_no_file_system_takes_end_with_5_or_6(self) -> None:
+        long = "x" * 300
+        for named in (long, f"{long}.json", f"toy:{'9' * 300}"):
+            outcome = self.trace(named, "toy")
+            self.assertEqual(outcome.code, 5)
+            self.assertIn("File name too long", outcome.err)
+        outcome = run_command("trace-model", "--model", long, "--prompt", "x", "--out", self.folder)
+        self.assertEqual(outcome.code, 5)
+        self.assertIn("cannot be read: File name too long", outcome.err)
+        outcome = self.trace("toy", "toy", "--save-captures", self.folder / long)
+        self.assertEqual((outcome.code, outcome.out), (6, ""))
+
+    def test_to_standard_output_by_a_dash_is_refused(self) -> None:
+        for option in ("--json", "--save-captures"):
+            outcome = self.trace("toy", "toy", option, "-")
+            self.assertEqual(outcome.code, 2)
+            self.assertIn("'-' is not standard output here; give a path", outcome.err)
+
     def test_of_a_missing_framework_ends_with_2(self) -> None:
         model = write_fake_model(self.folder / "model")
         for name, backend in (("torch", "torch"), ("mlx_lm.utils", "mlx")):
@@ -112,6 +145,46 @@ class Usage(CommandCase):
                 outcome = self.trace(model, model, "--backend", backend)
             self.assertEqual(outcome.code, 2)
             self.assertIn("install it with: pip install", outcome.err)
+
+
+class SavedSides(CommandCase):
+    def captures(self, logits: Any, name: str, **changes: Any) -> Path:
+        """Save a capture of one step after one prompt token."""
+        capture = HookCapture(HookPoint.PREFILL, 0, logits=logits)
+        fields = {"num_layers": 1, "prompt_ids": (1,), "decode_ids": (1,)} | changes
+        return write_captures(
+            self.folder / name / "capture.json", CaptureSet(captures=(capture,), **fields)
+        )
+
+    def test_with_logits_of_another_form_tell_no_choice(self) -> None:
+        for number, logits in enumerate((np.float32(3), np.zeros((0, 8)), np.arange(8.0))):
+            path = self.captures(np.asarray(logits), str(number), decode_ids=(1,))
+            code, result = self.result(path, path, "--threshold", 1)
+            self.assertEqual(code, 0)
+            self.assertNotIn("would have chosen", " ".join(result["notes"]))
+
+    def test_that_claim_more_than_they_hold_are_told(self) -> None:
+        path = self.captures(np.eye(2), "a", num_layers=3, decode_ids=(1, 1))
+        code, result = self.result(path, path)
+        self.assertEqual(code, 0)
+        self.assertEqual(
+            result["notes"],
+            [
+                "2 of 3 layers were given by neither side, first 1",
+                "2 of 2 decode steps were given by neither side, first 0",
+            ],
+        )
+
+    def test_that_would_be_refused_are_not_written(self) -> None:
+        with self.assertRaises(InvalidDataError) as caught:
+            self.captures(np.eye(2), "a", prompt_ids=(2,))
+        path = self.folder / "a" / "capture.json"
+        self.assertEqual(
+            str(caught.exception),
+            f"{path}: it would be refused when it is loaded: $.prompt_ids[0]: "
+            "semantic/token_id_out_of_range: 2, but the logits are over 2 tokens",
+        )
+        self.assertFalse(path.parent.exists())
 
 
 class LiveSides(CommandCase):
@@ -275,6 +348,15 @@ class Sweep(CommandCase):
         one = self.sweep("--samples", 1, "--allow-cpu-fallback", "--output", path)
         self.assertIn(" - ", one.out)
         self.assertEqual(self.sweep("--allow-cpu-fallback", "--quiet").out, "")
+
+    def test_of_a_model_that_fails_ends_with_5(self) -> None:
+        with mock.patch.object(ToyEngine, "run_pass", side_effect=IndexError("position 9")):
+            outcome = self.sweep("--allow-cpu-fallback")
+        self.assertEqual(outcome.code, 5)
+        self.assertEqual(
+            outcome.err,
+            "error: TraceModelError: toy: failed while running: IndexError: position 9\n",
+        )
 
     def test_without_an_accelerator_ends_with_3(self) -> None:
         self.assertEqual(self.sweep().code, 3)

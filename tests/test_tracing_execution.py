@@ -13,19 +13,22 @@ from moe_weights.tracing import (
     RuntimeTraceResult,
     ToyEngine,
     Trace,
+    TraceArtifact,
     TraceRequest,
     access_level_of_trace,
     capture_model,
     claim_summary,
     declared_capability,
     evidence_refs,
+    load_trace,
     missing_evidence,
     report_summary,
     trace_model,
     write_captures,
     write_trace,
 )
-from moe_weights.tracing.array_files import storable
+from moe_weights.tracing.array_files import STORED_DTYPES, storable
+from moe_weights.tracing.documents import load_schema
 from tests.support.runs import temporary_folder
 from tests.support.traces import toy_captures, toy_trace
 
@@ -99,6 +102,9 @@ class Execution(unittest.TestCase):
         weights = result.trace.artifacts_by_kind("weight_snapshot")
         self.assertEqual(weights[0].metadata["n_parameters"], 3 * 256 + 64 + 4 * 256)
         self.assertEqual(len(weights), 3)
+        twice = toy_trace(requested_artifacts=("weight_snapshot",), collect_layers=(1, 1))
+        (weights,) = twice.trace.artifacts_by_kind("weight_snapshot")
+        self.assertEqual(weights.artifact_id, "weights.layer_1")
         with self.assertRaises(InvalidDataError):
             trace_model(
                 ToyEngine(),
@@ -179,11 +185,45 @@ class TraceResults(unittest.TestCase):
         self.assertEqual(list(folder.iterdir()), [])
         self.assertIsNone(json.loads(write_trace(folder, trace).read_text())["arrays_file"])
 
+    def test_hold_no_array_that_an_artifact_describes_otherwise(self) -> None:
+        folder = temporary_folder(self)
+        for metadata, told in (
+            (
+                {"summary": {"max": 2.0}},
+                (
+                    "$.arrays.a.summary.max: semantic/summary_conflict: the artifact's metadata "
+                    "says 2.0"
+                ),
+            ),
+            (
+                {"dtype": "float64"},
+                "$.arrays.a.dtype: semantic/dtype_conflict: the artifact's metadata says float64",
+            ),
+        ):
+            artifact = TraceArtifact(artifact_id="a", kind="other", shape=(2,), metadata=metadata)
+            trace = Trace(trace_id="t", device=CPU, artifacts=(artifact,))
+            with self.assertRaises(InvalidDataError) as caught:
+                write_trace(folder, trace, {"a": np.ones(2, np.float32)})
+            self.assertEqual(str(caught.exception), told)
+            self.assertFalse((folder / "t.json").exists())
+        notes = {"summary": {"max": "nothing special"}, "dtype": "bfloat16"}
+        artifact = TraceArtifact(artifact_id="a", kind="other", shape=(2,), metadata=notes)
+        trace = Trace(trace_id="t", device=CPU, artifacts=(artifact,))
+        path = write_trace(folder, trace, {"a": np.ones(2, np.float32)})
+        self.assertEqual(load_trace(path)[0].artifacts[0].metadata, notes)
+
     def test_store_any_real_dtype(self) -> None:
         import ml_dtypes
 
-        narrow = np.array([1.5, -2], ml_dtypes.bfloat16)
-        self.assertEqual(storable(narrow).dtype, np.float32)
+        for narrow in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
+            stored = storable(np.array([1.5, -2], narrow))
+            self.assertEqual((stored.dtype, stored.tolist()), (np.float32, [1.5, -2.0]))
+        for dtype in STORED_DTYPES:
+            self.assertEqual(storable(np.zeros(1, dtype)).dtype.name, dtype)
+        schema = load_schema("capture.v1")
+        self.assertEqual(
+            set(schema["$defs"]["array"]["properties"]["dtype"]["enum"]), STORED_DTYPES
+        )
         self.assertEqual(storable(np.zeros((), ">f8")).dtype.str, "<f8")
         for array in (np.array(["a"]), np.array([1j]), np.zeros(1, [("a", "f4")])):
             with self.assertRaises(InvalidDataError):

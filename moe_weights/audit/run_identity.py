@@ -30,9 +30,15 @@ def find_run(run_dir: Path) -> tuple[RunDirectory, dict[str, JsonValue]]:
             f"run directory {str(run.path)!r} is not UTF-8, so no log can name it; "
             "rename the folder"
         )
-    if not run.path.is_dir():
-        raise UsageError(f"run directory not found: {run.path}; run init_run first")
-    missing = [path.name for path in (run.manifest_path, run.config_path) if not path.is_file()]
+    try:
+        if not run.path.is_dir():
+            raise UsageError(f"run directory not found: {run.path}; run init_run first")
+        missing = [path.name for path in (run.manifest_path, run.config_path) if not path.is_file()]
+    except OSError as error:
+        raise UsageError(
+            f"run directory cannot be reached: {run.path}: {error.strerror}; check the path and "
+            "its permissions"
+        ) from error
     if missing:
         raise UsageError(
             f"{run.path} is not a run directory: it lacks {' and '.join(missing)}; give the folder "

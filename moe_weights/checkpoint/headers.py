@@ -39,12 +39,14 @@ class CheckpointHeaders:
         shadowed: Copies of a repeated name, as (file, tensor), that are reported but not measured;
             only in index mode, where the index says which copy counts.
         findings: Repeated names.
+        identities: What each scanned file was when its header was read, in scan order.
     """
 
     tensors: tuple[TensorHeader, ...]
     metadata_by_file: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     shadowed: frozenset[tuple[str, str]] = frozenset()
     findings: tuple[Finding, ...] = ()
+    identities: tuple[FileIdentity, ...] = ()
 
     def without_shadowed(self, tensors: Sequence[TensorHeader]) -> Sequence[TensorHeader]:
         """Return those of `tensors` that are measured, in order."""
@@ -80,11 +82,14 @@ def read_headers(files: CheckpointFiles) -> CheckpointHeaders:
     with ThreadPoolExecutor(max_workers=_N_THREADS) as pool:
         read = pool.map(lambda file: _read_or_error(files.root, file), files.files)
         # Threads that parse at once would only wait for each other.
-        outcomes = [_parse_or_error(raw, file) for raw, file in zip(read, files.files, strict=True)]
+        outcomes = [
+            _parse_or_error(found, file) for found, file in zip(read, files.files, strict=True)
+        ]
     errors = [outcome for outcome in outcomes if isinstance(outcome, CheckpointError)]
     if errors:
         raise _joined_error(errors) from errors[0]
-    headers = [outcome for outcome in outcomes if isinstance(outcome, SafetensorsHeader)]
+    found = [outcome for outcome in outcomes if not isinstance(outcome, CheckpointError)]
+    headers = [header for _identity, header in found]
     tensors = [tensor for header in headers for tensor in header.tensors]
     metadata = (header.metadata for header in headers)
     copies = _find_copies(tensors)
@@ -93,6 +98,7 @@ def read_headers(files: CheckpointFiles) -> CheckpointHeaders:
         metadata_by_file=dict(zip(files.files, metadata, strict=True)),
         shadowed=frozenset(_find_shadowed(copies, files)),
         findings=_copy_findings(copies),
+        identities=tuple(identity for identity, _header in found),
     )
 
 
@@ -106,43 +112,57 @@ def file_identity(root: Path, file: str) -> FileIdentity:
     Raises:
         CheckpointError: the file cannot be read or its header is not there.
     """
+    return _identify(root, file)[0]
+
+
+def _identify(root: Path, file: str) -> tuple[FileIdentity, RawHeader | None]:
+    """Return what identifies a file, and the header that was read for it if it is no archive."""
+    raw: RawHeader | None = None
     digest = hashlib.sha256()
     with open_descriptor(root / file, file) as descriptor:
+        # First of all: what changes from now on makes another identity.
         status = stat_descriptor(descriptor, file)
         if _is_npz(file):
             for member in read_npy_members(descriptor, file):
                 digest.update(f"{member!r}\n".encode())
         else:
-            digest.update(read_raw_header(descriptor, file).encoded)
-    return FileIdentity(
+            raw = read_raw_header(descriptor, file)
+            digest.update(raw.encoded)
+    identity = FileIdentity(
         file=file,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
         header_sha256=digest.hexdigest(),
     )
+    return identity, raw
 
 
 def _is_npz(file: str) -> bool:
     return PurePosixPath(file).suffix == ".npz"
 
 
-def _read_or_error(root: Path, file: str) -> RawHeader | SafetensorsHeader | CheckpointError:
+def _read_or_error(
+    root: Path, file: str
+) -> tuple[FileIdentity, RawHeader | SafetensorsHeader] | CheckpointError:
     try:
-        if _is_npz(file):
-            return SafetensorsHeader(tensors=read_npz_headers(root / file, file), metadata={})
-        with open_descriptor(root / file, file) as descriptor:
-            return read_raw_header(descriptor, file)
+        identity, raw = _identify(root, file)
+        if raw is not None:
+            return identity, raw
+        return identity, SafetensorsHeader(tensors=read_npz_headers(root / file, file), metadata={})
     except CheckpointError as error:
         return error
 
 
 def _parse_or_error(
-    raw: RawHeader | SafetensorsHeader | CheckpointError, file: str
-) -> SafetensorsHeader | CheckpointError:
+    found: tuple[FileIdentity, RawHeader | SafetensorsHeader] | CheckpointError, file: str
+) -> tuple[FileIdentity, SafetensorsHeader] | CheckpointError:
+    if isinstance(found, CheckpointError):
+        return found
+    identity, raw = found
     if not isinstance(raw, RawHeader):
-        return raw
+        return identity, raw
     try:
-        return parse_header(raw, file)
+        return identity, parse_header(raw, file)
     except CheckpointError as error:
         return error
 

@@ -28,7 +28,7 @@ from moe_weights.commands.memory import (
     give_back_large_buffers,
     resident_nbytes,
 )
-from moe_weights.commands.open_parts import open_parts, shard_identities
+from moe_weights.commands.open_parts import open_parts, refuse_changed_shards
 from moe_weights.commands.parts import PartStore
 from moe_weights.commands.plan_report import print_plan
 from moe_weights.commands.refusals import refuse_by_plan
@@ -44,7 +44,6 @@ from moe_weights.commands.workers import ExecutorKind, open_workers
 from moe_weights.config.load import effective_config_json, load_config
 from moe_weights.config.schema import AnalysisConfig
 from moe_weights.errors import (
-    CheckpointError,
     ExitCode,
     ExtractionError,
     MoeWeightsError,
@@ -184,10 +183,7 @@ def _collect(
         scratch_folder=run.path / "cache",
     )
     effective = effective_config_json(loaded)
-    identities = shard_identities(survey)
-    store = open_parts(
-        run, survey, identities, effective, simulation, reporter, restart=options.restart
-    )
+    store = open_parts(run, survey, effective, simulation, reporter, restart=options.restart)
     if measure.sample_per_matrix is not None:
         for n_elements in {matrix.view.rows * matrix.view.cols for matrix in survey.plan.matrices}:
             write_sample_cache(
@@ -198,11 +194,7 @@ def _collect(
             )
     try:
         results = _measure(survey, settings, store, options, reporter, config)
-        if shard_identities(survey) != identities:
-            raise CheckpointError(
-                "the checkpoint changed while it was read; let its writer finish, then run again: "
-                "everything will be measured anew"
-            )
+        refuse_changed_shards(survey)
         write_results(
             CollectedRun(
                 run=run,

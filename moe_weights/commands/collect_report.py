@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from moe_weights.audit.coverage_ledger import coverage_line
@@ -74,4 +75,5 @@ def say_summary(
     if not rows["matrix_stats"]:
         reporter.say("collect", "no expert matrix was found; see --plan and extract_rules")
     reporter.say("collect", "read first: logs/run_health.json, logs/write_manifest.json")
-    reporter.say("collect", f"next: python scripts/build_tables.py --run-dir {writer.run.path}")
+    run_dir = shlex.quote(str(writer.run.path))
+    reporter.say("collect", f"next: python scripts/build_tables.py --run-dir {run_dir}")

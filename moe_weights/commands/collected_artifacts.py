@@ -14,6 +14,7 @@ from moe_weights.audit.projection_report import (
     projection_report_table,
 )
 from moe_weights.audit.write_manifest import (
+    TABLES_FAILURE,
     TABLES_WRITE_MANIFEST,
     WRITE_MANIFEST,
     write_collect_manifest,
@@ -65,12 +66,12 @@ class ArtifactWriter:
         """Remove what says that the run is complete; it comes back last.
 
         Summaries of an earlier collection go as well: beside new data they would be wrong numbers
-        that nobody notices.
+        that nobody notices. So does why they could not be made.
 
         Raises:
             OutputError: a file cannot be removed.
         """
-        for name in _MARKS_OF_SUCCESS:
+        for name in (*_MARKS_OF_SUCCESS, TABLES_FAILURE):
             remove_file(self.run.log_path(name))
         for path in self.run.summary_paths():
             remove_file(path)
@@ -85,7 +86,12 @@ class ArtifactWriter:
         self._table(coverage_table(survey.plan.coverage), "data")
 
     def write_measured_tables(self, matrix_stats: Table, quant_sim: Table) -> None:
-        """Write the two tables made from weights."""
+        """Write the two tables made from weights.
+
+        They are of one run or not both there: an earlier quant_sim beside a new matrix_stats, left
+        by a kill between the two, would be summarised as if they belonged together.
+        """
+        remove_table(self.run.data_path("quant_sim"))
         self._table(matrix_stats, "data")
         self._table(quant_sim, "data")
 

@@ -30,6 +30,18 @@ _CONTROL_CHARACTERS = {
 }
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to `stdout_errors`; Rich's own just ends with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on with the error that this is called for.
+
+        Raises:
+            BrokenPipeError: always.
+        """
+        raise  # it is being handled
+
+
 class Reporter:
     """Speaks for one command."""
 
@@ -41,7 +53,7 @@ class Reporter:
         """
         is_terminal = sys.stdout.isatty()
         self.quiet = quiet
-        self.console = Console(
+        self.console = _Console(
             width=None if is_terminal else _PLAIN_WIDTH,
             # None asks the terminal; FORCE_COLOR must not put colours and a bar into a file.
             force_terminal=None if is_terminal else False,

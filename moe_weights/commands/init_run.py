@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path, PurePosixPath
 
 from moe_weights.atomic_files import (
@@ -63,7 +64,10 @@ def init_run(
         _write_config(run, absolute_model_path, reporter)
     reporter.say("init_run", f"run directory: {run.path}")
     reporter.say("init_run", "next: edit analysis_config.json if needed, then")
-    reporter.say("init_run", f"  python scripts/collect_data.py --run-dir {run.path} --plan")
+    reporter.say(
+        "init_run",
+        f"  python scripts/collect_data.py --run-dir {shlex.quote(str(run.path))} --plan",
+    )
     return int(ExitCode.OK)
 
 
@@ -79,11 +83,7 @@ def _write_config(run: RunDirectory, model_path: str, reporter: Reporter) -> Non
         return
     # The template's own key order is the order in which a person reads it.
     template = template_config(model_path)
-    preset = None
-    if model_path and Path(model_path).exists():
-        preset = _find_preset(model_path, reporter)
-    elif model_path:
-        reporter.warn(f"[warn] model_path does not exist yet: {model_path}")
+    preset = _find_preset(Path(model_path), reporter) if model_path else None
     if preset is not None:
         template["parsing"]["preset"] = preset  # type: ignore[index] # an object
     text = json.dumps(template, indent=2, ensure_ascii=False) + "\n"
@@ -91,8 +91,15 @@ def _write_config(run: RunDirectory, model_path: str, reporter: Reporter) -> Non
     reporter.say("init_run", f"wrote config template to {run.config_path}")
 
 
-def _find_preset(model_path: str, reporter: Reporter) -> str | None:
-    path = Path(model_path)
+def _find_preset(path: Path, reporter: Reporter) -> str | None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        reporter.warn(f"[warn] model_path does not exist yet: {path}")
+        return None
+    except OSError as error:
+        reporter.warn(f"[warn] model_path cannot be reached: {path}: {error.strerror}")
+        return None
     config = load_model_config(path if path.is_dir() else path.parent, None).config
     preset = choose_preset("auto", config.raw) if config is not None else None
     if preset is not None:
@@ -127,7 +134,7 @@ def _text_in(path: Path, key: str) -> str | None:
     """Return a text of a JSON object, or None where there is none, however broken the file is."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     text = content.get(key) if isinstance(content, dict) else None
     return text if isinstance(text, str) else None

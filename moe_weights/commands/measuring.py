@@ -41,7 +41,7 @@ def measure_units(
         progress_every_files: Cadence of plain progress lines, shards; 0 for none.
 
     Raises:
-        CheckpointError: a shard cannot be read; what was finished stays committed.
+        CheckpointError: a shard cannot be read, or one has changed; what was committed stays.
         OutputError: a part cannot be written.
         WorkerError: a batch has killed several workers, or nobody is there to measure.
     """

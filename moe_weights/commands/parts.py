@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,15 +111,23 @@ class Fingerprint:
 class PartStore:
     """The finished batches of one fingerprint, by their number in the plan."""
 
-    def __init__(self, parts_path: Path, fingerprint: Fingerprint) -> None:
+    def __init__(
+        self,
+        parts_path: Path,
+        fingerprint: Fingerprint,
+        refuse_changes: Callable[[], None] = lambda: None,
+    ) -> None:
         """Name the folder; nothing is read yet.
 
         Args:
             parts_path: Folder of all parts of the run.
             fingerprint: Of this run.
+            refuse_changes: Called before a part is written; raises where the shards are no longer
+                those of the fingerprint.
         """
         self._parts_path = parts_path
         self._fingerprint = fingerprint
+        self._refuse_changes = refuse_changes
         self._folder = parts_path / fingerprint.folder
         self._pending: dict[int, UnitResult] = {}
         self._written_at = time.monotonic()
@@ -155,7 +163,7 @@ class PartStore:
                 if part["sha256"] != _sha256(json.dumps(content)):
                     continue
                 found |= {int(number): _from_json(batch) for number, batch in content.items()}
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # a file system that lost writes
         return found
 
@@ -167,6 +175,7 @@ class PartStore:
             result: Its numbers.
 
         Raises:
+            CheckpointError: the checkpoint has changed meanwhile.
             OutputError: a part cannot be written.
         """
         self._pending[number] = result
@@ -177,9 +186,11 @@ class PartStore:
         """Write what is not on disk yet, whole or not at all.
 
         Raises:
+            CheckpointError: the checkpoint has changed meanwhile; nothing more is kept.
             OutputError: it cannot be written.
         """
         if self._pending:
+            self._refuse_changes()
             if not (self._folder / _ABOUT).exists():
                 write_text_atomic(
                     self._folder / _ABOUT, json.dumps(self._fingerprint.as_json()) + "\n"
@@ -251,7 +262,7 @@ def _array_from_json(content: Sequence[object]) -> NDArray[np.float64]:
 
 def _remove_tree(path: Path) -> None:
     try:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

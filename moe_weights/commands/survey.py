@@ -10,7 +10,7 @@ from moe_weights.atomic_files import JsonValue
 from moe_weights.audit.coverage_ledger import coverage_findings
 from moe_weights.audit.index_report import IndexReport, compare_index, index_findings
 from moe_weights.checkpoint.expert_expectation import expect_experts
-from moe_weights.checkpoint.headers import read_headers
+from moe_weights.checkpoint.headers import FileIdentity, read_headers
 from moe_weights.checkpoint.locate import CheckpointFiles, locate_checkpoint
 from moe_weights.checkpoint.model_config import ModelConfig, load_model_config
 from moe_weights.checkpoint.quantization_config import find_quantization
@@ -37,6 +37,7 @@ class Survey:
     Attributes:
         files: The scanned files and why these.
         headers: Every tensor of them, in scan order.
+        identities: What each of the files was when its header was read.
         model_config: The checkpoint's config.json, or None.
         report: The index held against the headers; None when no index was used.
         quantization: What the model's files say about how its weights are quantised.
@@ -47,6 +48,7 @@ class Survey:
 
     files: CheckpointFiles
     headers: tuple[TensorHeader, ...]
+    identities: tuple[FileIdentity, ...]
     model_config: ModelConfig | None
     report: IndexReport | None
     quantization: Mapping[str, object]
@@ -111,6 +113,7 @@ def survey_checkpoint(loaded: LoadedConfig) -> Survey:
     return Survey(
         files=files,
         headers=headers,
+        identities=found.identities,
         model_config=model_config,
         report=report,
         quantization=context.quantization,

@@ -94,7 +94,10 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", required=True, help="run directory, or any folder; writes OUT/routing/RUN_ID"
+        "--out",
+        type=_folder,
+        required=True,
+        help="run directory, or any folder; writes OUT/routing/RUN_ID",
     )
 
 
@@ -102,6 +105,12 @@ def _add_run_id(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--run-id", default=default, help=f"id of the bundle (default: {default}); / nests"
     )
+
+
+def _folder(text: str) -> str:
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-' is not standard output here; give a folder")
+    return text
 
 
 def _count(text: str) -> int:

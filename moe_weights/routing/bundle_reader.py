@@ -138,10 +138,8 @@ class RunBundleReader:
         Raises:
             BundleError: naming file and line.
         """
-        walk = _Walk(self)
-        for event in walk.raw_events():
-            walk.raise_issues()
-            yield event
+        walk = _Walk(self, most_issues=1)
+        yield from walk.raw_events()
         walk.finish()
 
     def checked_raw_events(self) -> Iterator[JsonObject]:
@@ -165,11 +163,9 @@ class RunBundleReader:
         Raises:
             BundleError: naming file and line.
         """
-        walk = _Walk(self)
-        for event in walk.read_lines(DERIVED_FILE, "derived_event", "derived_events"):
-            walk.raise_schema_issues()
-            yield event[0]
-        walk.raise_schema_issues()
+        walk = _Walk(self, most_issues=1)
+        for event, _place in walk.read_lines(DERIVED_FILE, "derived_event", "derived_events"):
+            yield event
 
     def _read_optional(
         self, name: str, artifact: ArtifactName, issues: list[Issue]
@@ -186,10 +182,11 @@ class RunBundleReader:
 
 
 class _Walk:
-    """One pass over the traces of a bundle, gathering what is wrong."""
+    """One pass over the traces of a bundle, gathering what is wrong until it is too much."""
 
-    def __init__(self, reader: RunBundleReader) -> None:
+    def __init__(self, reader: RunBundleReader, most_issues: int = MAX_ISSUES) -> None:
         self._reader = reader
+        self._most_issues = most_issues
         self._checks = BundleChecks(reader.manifest, str(reader.run_dir / MANIFEST_FILE))
         self._schema_issues: list[Issue] = []
 
@@ -220,14 +217,10 @@ class _Walk:
 
     def raise_issues(self) -> None:
         """Raise what was found so far: broken schemas first, contradictions otherwise."""
-        self.raise_schema_issues()
-        if self._checks.issues:
-            raise semantic_error(sort_issues(self._checks.issues))
-
-    def raise_schema_issues(self) -> None:
-        """Raise the broken schemas found so far."""
         if self._schema_issues:
             raise schema_error(self._schema_issues)
+        if self._checks.issues:
+            raise semantic_error(sort_issues(self._checks.issues))
 
     def read_lines(
         self, name: str, artifact: ArtifactName, location: str
@@ -246,7 +239,7 @@ class _Walk:
                     self._schema_issues += issues
                     if not issues:
                         yield payload, place
-                    if len(self._schema_issues) + len(self._checks.issues) >= MAX_ISSUES:
+                    if len(self._schema_issues) + len(self._checks.issues) >= self._most_issues:
                         self.raise_issues()
         except OSError as error:
             raise unreadable_error(path, error) from error

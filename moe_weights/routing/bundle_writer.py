@@ -31,7 +31,7 @@ from moe_weights.routing.issues import (
     semantic_error,
 )
 from moe_weights.routing.json_text import JsonFaultError, check_json_value, to_json_line
-from moe_weights.routing.run_ids import bundle_path, check_run_id
+from moe_weights.routing.run_ids import UNFINISHED_PREFIX, bundle_path, check_run_id
 from moe_weights.routing.schema_check import bundle_payloads, find_schema_issues
 
 _FOLDER_NUMBERS = itertools.count()  # two threads may write bundles at the same time
@@ -81,7 +81,7 @@ def write_run_bundle(
         CONTINGENCY_FILE: contingency,
     }
     traces = {RAW_TRACE_FILE: events, DERIVED_FILE: derived}
-    with new_folder(run_dir, f".run-bundle.tmp-{os.getpid()}-{next(_FOLDER_NUMBERS)}") as folder:
+    with new_folder(run_dir) as folder:
         for name, payload in json_files.items():
             if payload is not None:
                 (folder / name).write_bytes(to_json(payload).encode("utf-8"))
@@ -93,13 +93,14 @@ def write_run_bundle(
 
 
 @contextlib.contextmanager
-def new_folder(run_dir: Path, name: str) -> Iterator[Path]:
+def new_folder(run_dir: Path) -> Iterator[Path]:
     """Make a folder beside a bundle's place; what goes wrong inside leaves nothing behind.
 
     Raises:
         OutputError: it cannot be made or written to.
     """
     made: list[Path] = []
+    name = f"{UNFINISHED_PREFIX}tmp-{os.getpid()}-{next(_FOLDER_NUMBERS)}"
     folder = run_dir.parent / name
     try:
         for parent in reversed(run_dir.parents):

@@ -171,7 +171,7 @@ class RoutingCapture:
             first = seen
         again = self.fed_ids[first : first + n_tokens]
         if (
-            first > seen
+            not 0 <= first <= seen
             or first + n_tokens <= seen
             or (again and ids is not None and again != ids[: len(again)])
         ):

@@ -85,12 +85,13 @@ def capture(options: CaptureOptions) -> int:
         run_dir, n_tokens = salvage_capture(root, options.run_id)
         _tell(options, f"wrote {run_dir}: {n_tokens} tokens of a capture that was not finished")
         return 0
+    # Loading may take minutes, and what is discarded is gone: what the manifest would refuse is
+    # refused before.
+    check_text(options.prompt, "prompt")
+    check_text(_model_id(options), "model_id")
     if options.unfinished == "discard" and discard_working_bundle(root, options.run_id):
         _tell(options, f"removed a capture that was not finished: {options.run_id}")
     refuse_unfinished_capture(root, options.run_id)
-    # Loading may take minutes: what the manifest would refuse is refused before.
-    check_text(options.prompt, "prompt")
-    check_text(_model_id(options), "model_id")
     model = load_capture_model(Path(options.model), device=options.device)
     run_dir, n_prompt, n_generated = capture_generation(model, root, options)
     _tell(options, f"wrote {run_dir}: {n_prompt} prompt tokens, {n_generated} generated tokens")

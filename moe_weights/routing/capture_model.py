@@ -70,7 +70,11 @@ def load_capture_model(model_path: Path, *, device: str = "cpu") -> CaptureModel
         CheckpointError: it cannot be loaded, or weights of it are missing.
     """
     torch, transformers = _libraries()
-    if not (model_path / "config.json").is_file():
+    try:
+        has_config = (model_path / "config.json").is_file()
+    except OSError as error:
+        raise CheckpointError(f"{model_path}: {error.strerror or error}") from error
+    if not has_config:
         raise CheckpointError(
             f"{model_path} has no config.json; give the folder of a model as transformers saves it"
         )
@@ -82,11 +86,12 @@ def load_capture_model(model_path: Path, *, device: str = "cpu") -> CaptureModel
         raise BackendUnavailableError(
             f"device {device!r} cannot be used: {first_line(error)}; use cpu"
         ) from error
+    kind = device.partition(":")[0]
     return CaptureModel(
         network=network,
         tokenizer=load_tokenizer(model_path, _PURPOSE),
         versions={"torch": str(torch.__version__), "transformers": str(transformers.__version__)},
-        synchronize=torch.cuda.synchronize if device.startswith("cuda") else None,
+        synchronize=getattr(torch, kind).synchronize if kind in {"cuda", "mps"} else None,
     )
 
 
@@ -117,7 +122,8 @@ def generate_routed(
     if seed is not None:
         torch.manual_seed(seed)
     network = model.network
-    ends = _end_ids(network.generation_config.eos_token_id)
+    stated_ends = network.generation_config.eos_token_id
+    ends = _end_ids(stated_ends)
     n_prompt = len(prompt_ids)
 
     def is_done(input_ids: Any, _scores: Any, **_keywords: Any) -> Any:
@@ -144,7 +150,7 @@ def generate_routed(
                 stopping_criteria=transformers.StoppingCriteriaList([is_done]),
             )
     finally:
-        network.generation_config.eos_token_id = sorted(ends) or None
+        network.generation_config.eos_token_id = stated_ends
     generated = [int(token_id) for token_id in output[0].tolist()[n_prompt:]]
     return generated[:-1]
 

@@ -94,8 +94,9 @@ class BlockTap:
             ]
             try:
                 output = self.block.router(probes, *arguments[1:], **keywords)
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-                return None  # it needs more than a router is given
+            except Exception:
+                # It needs more than a router is given, and its code says so in its own way.
+                return None
             finally:
                 for handle in handles:
                     handle.remove()

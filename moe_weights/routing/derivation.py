@@ -8,7 +8,7 @@ say nothing about any other run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,7 @@ def derive_bundle_artifacts(bundle: Mapping[str, Any]) -> JsonObject:
     derived_events = []
     for event in bundle["raw_events"]:
         token = event["token_index"]
-        layer_motifs = [
-            {
-                "layer_index": layer["layer_index"],
-                "motif_id": names.of_layer(layer["layer_index"], layer["topk_indices"], token),
-            }
-            for layer in event["layers"]
-            if layer["topk_indices"] is not None
-        ]
-        motif_ids = tuple(str(motif["motif_id"]) for motif in layer_motifs)
+        motif_of = {layer["layer_index"]: names.of_layer(layer, token) for layer in event["layers"]}
         derived_events.append(
             {
                 "event_type": "token_derived",
@@ -56,8 +48,12 @@ def derive_bundle_artifacts(bundle: Mapping[str, Any]) -> JsonObject:
                 **_identity(manifest),
                 "token_index": token,
                 "derived_payload": {
-                    "global_motif": {"motif_id": names.of_token(motif_ids, token)},
-                    "layer_motifs": layer_motifs,
+                    "global_motif": {"motif_id": names.of_token(motif_of.values(), token)},
+                    "layer_motifs": [
+                        {"layer_index": layer, "motif_id": motif_id}
+                        for layer, motif_id in motif_of.items()
+                        if motif_id is not None
+                    ],
                 },
             }
         )
@@ -89,19 +85,25 @@ class _MotifNames:
         self._by_token: dict[tuple[str, ...], _Motif] = {}
         self._pairs: dict[tuple[str, str], int] = {}
 
-    def of_layer(self, layer: int, chosen: list[int], token: int) -> str:
-        motifs = self._by_layer.setdefault(layer, {})
-        name = f"l{layer:02d}_{len(motifs):03d}"
-        motif = motifs.setdefault(tuple(chosen), _Motif(name, token))
+    def of_layer(self, layer: JsonObject, token: int) -> str | None:
+        if layer["topk_indices"] is None:
+            return None
+        index = int(layer["layer_index"])
+        motifs = self._by_layer.setdefault(index, {})
+        name = f"l{index:02d}_{len(motifs):03d}"
+        motif = motifs.setdefault(tuple(layer["topk_indices"]), _Motif(name, token))
         motif.count += 1
         return motif.motif_id
 
-    def of_token(self, motif_ids: tuple[str, ...], token: int) -> str:
+    def of_token(self, motif_ids: Collection[str | None], token: int) -> str:
+        """Name a token by the motifs of its layers in order; None where none was captured."""
+        for one, following in itertools.pairwise(motif_ids):
+            if one is not None and following is not None:
+                self._pairs[one, following] = self._pairs.get((one, following), 0) + 1
+        captured = tuple(motif_id for motif_id in motif_ids if motif_id is not None)
         name = f"g_{len(self._by_token):03d}"
-        motif = self._by_token.setdefault(motif_ids, _Motif(name, token))
+        motif = self._by_token.setdefault(captured, _Motif(name, token))
         motif.count += 1
-        for pair in itertools.pairwise(motif_ids):
-            self._pairs[pair] = self._pairs.get(pair, 0) + 1
         return motif.motif_id
 
     def to_ledger(self) -> JsonObject:

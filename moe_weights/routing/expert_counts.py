@@ -6,6 +6,7 @@ nothing in it can be mistaken for a token's choice; statistics read it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moe_weights.atomic_files import write_json_atomic
 from moe_weights.errors import InvalidDataError
 from moe_weights.routing.artifacts import JsonObject
 from moe_weights.routing.bundle_files import read_json_object
-from moe_weights.routing.bundle_writer import refuse_existing
+from moe_weights.routing.bundle_writer import new_folder, publish_bundle, refuse_existing
 from moe_weights.routing.load_counts import LayerCounts
 from moe_weights.routing.run_ids import bundle_path
 
@@ -49,25 +50,25 @@ def write_expert_counts(
     """
     folder = bundle_path(root_dir, run_id)
     refuse_existing(folder)
-    write_json_atomic(
-        folder / EXPERT_COUNTS_FILE,
-        {
-            "schema_version": EXPERT_COUNTS_VERSION,
-            "run_id": run_id,
-            "model_id": model_id,
-            "source": dict(source),
-            "not_captured": ["tokens", "router_probs", "combine_weights", "phase"],
-            "layers": [
-                {
-                    "layer_index": layer.layer,
-                    "num_total_experts": layer.num_total_experts,
-                    "num_active_experts": layer.num_active_experts,
-                    "selections": layer.selections,
-                }
-                for layer in counts
-            ],
-        },
-    )
+    payload: JsonObject = {
+        "schema_version": EXPERT_COUNTS_VERSION,
+        "run_id": run_id,
+        "model_id": model_id,
+        "source": dict(source),
+        "not_captured": ["tokens", "router_probs", "combine_weights", "phase"],
+        "layers": [
+            {
+                "layer_index": layer.layer,
+                "num_total_experts": layer.num_total_experts,
+                "num_active_experts": layer.num_active_experts,
+                "selections": layer.selections,
+            }
+            for layer in counts
+        ],
+    }
+    with new_folder(folder) as unfinished:
+        write_json_atomic(unfinished / EXPERT_COUNTS_FILE, payload)
+        publish_bundle(unfinished, folder)
     return folder
 
 
@@ -88,7 +89,14 @@ def load_expert_counts(folder: Path) -> list[LayerCounts]:
     layers = payload.get("layers")
     if not isinstance(layers, list):
         raise InvalidDataError(f"{path}: $.layers must be a list")
-    return [_to_counts(layer, f"{path}: $.layers[{n}]") for n, layer in enumerate(layers)]
+    counts = [_to_counts(layer, f"{path}: $.layers[{n}]") for n, layer in enumerate(layers)]
+    for before, after in itertools.pairwise(counts):
+        if before.layer >= after.layer:
+            raise InvalidDataError(
+                f"{path}: layer {after.layer} stands behind layer {before.layer}; each stands "
+                "once, in ascending order"
+            )
+    return counts
 
 
 def _to_counts(layer: JsonObject, place: str) -> LayerCounts:

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from moe_weights.errors import ExitCode, MoeWeightsError
+from moe_weights.errors import ExitCode, MoeWeightsError, OutputError
 from moe_weights.routing.artifacts import JsonObject
 from moe_weights.routing.bundle_reader import open_run_bundle
+from moe_weights.standard_output import stdout_errors
 
 _CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's own.
 
     Returns:
-        0, or 1 with a message on stderr when the bundle cannot be loaded.
+        0, or with a message on stderr 1 when the bundle cannot be loaded, 6 when nobody takes the
+        output.
     """
     parser = argparse.ArgumentParser(
         prog="python -m moe_weights.routing.inspect",
@@ -36,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     try:
-        show_bundle(arguments.run_dir, as_json=arguments.json)
+        with stdout_errors():
+            show_bundle(arguments.run_dir, as_json=arguments.json)
+            sys.stdout.flush()
     except MoeWeightsError as error:
         lines = [line.translate(_CONTROL_CHARACTERS) for line in f"error: {error}".split("\n")]
         sys.stderr.write("\n".join([*lines, ""]))
-        return int(ExitCode.INVALID_DATA)
+        return int(ExitCode.OUTPUT if isinstance(error, OutputError) else ExitCode.INVALID_DATA)
     return int(ExitCode.OK)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PureWindowsPath
 
 from moe_weights.errors import UsageError
 
+UNFINISHED_PREFIX = ".run-bundle."  # of folders in which a bundle grows or is being written
 _MAX_SEGMENT_BYTES = 200  # file systems stop at 255; temporary siblings add to the name
 _ADVICE = 'use segments of ordinary names joined by /, for example "group/run-001"'
 
@@ -19,7 +20,8 @@ def check_run_id(run_id: str) -> None:
 
     Raises:
         UsageError: a backslash, a Windows drive or root, a leading `/`, an empty, `.` or `..`
-            segment, a control character, or a segment too long for a file system.
+            segment, one that begins as unfinished bundles do, a control character, or a segment
+            too long for a file system.
     """
     fault = _path_fault(run_id)
     if fault:
@@ -54,6 +56,8 @@ def _path_fault(run_id: str) -> str | None:
     for segment in run_id.split("/"):
         if segment in {"", ".", ".."}:
             return f"has the segment {segment!r}"
+        if segment.startswith(UNFINISHED_PREFIX):
+            return f"has a segment that begins with {UNFINISHED_PREFIX}, as unfinished bundles do"
         if any(unicodedata.category(character) in {"Cc", "Cs"} for character in segment):
             return "has a control character"
         if len(segment.encode("utf-8")) > _MAX_SEGMENT_BYTES:

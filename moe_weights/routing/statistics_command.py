@@ -16,7 +16,7 @@ from moe_weights.routing.capture_command import ROUTING_FOLDER
 from moe_weights.routing.expert_counts import EXPERT_COUNTS_FILE, load_expert_counts
 from moe_weights.routing.load_counts import LayerCounts, PhaseFilter, count_events
 from moe_weights.routing.load_statistics import DeadRule, to_expert_table, to_layer_table
-from moe_weights.routing.run_ids import bundle_path
+from moe_weights.routing.run_ids import UNFINISHED_PREFIX, bundle_path
 
 _SHOWN = (
     ("layer", "layer"),
@@ -91,12 +91,7 @@ def find_bundles(run_dir: Path, bundle: str | None) -> list[Path]:
     elif _is_countable(run_dir):
         found = [run_dir]
     else:
-        found = sorted(
-            path.parent
-            for name in (RAW_TRACE_FILE, EXPERT_COUNTS_FILE)
-            for path in (run_dir / ROUTING_FOLDER).rglob(name)
-            if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
-        )
+        found = _search(run_dir)
     found = [folder for folder in found if _is_countable(folder)]
     if not found:
         where = bundle_path(run_dir / ROUTING_FOLDER, bundle) if bundle else run_dir
@@ -105,6 +100,22 @@ def find_bundles(run_dir: Path, bundle: str | None) -> list[Path]:
             "moe-weights import-routing"
         )
     return found
+
+
+def _search(run_dir: Path) -> list[Path]:
+    try:
+        return sorted(
+            {
+                path.parent
+                for name in (RAW_TRACE_FILE, EXPERT_COUNTS_FILE)
+                for path in (run_dir / ROUTING_FOLDER).rglob(name)
+                if not any(
+                    part.startswith(UNFINISHED_PREFIX) for part in path.relative_to(run_dir).parts
+                )
+            }
+        )
+    except OSError as error:
+        raise UsageError(f"{run_dir} cannot be searched: {error.strerror or error}") from error
 
 
 def _is_countable(folder: Path) -> bool:

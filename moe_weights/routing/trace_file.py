@@ -48,6 +48,9 @@ class TraceFile:
             )
         except BlockingIOError:
             is_ours = False
+        except OSError:
+            self._stream.close()
+            raise
         if not is_ours:
             self._stream.close()
             raise UsageError(
@@ -67,9 +70,11 @@ class TraceFile:
                 rest = rest[self._stream.write(rest) :]
             if self._durable:
                 os.fsync(self._stream.fileno())
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self._stream.truncate(end)
+            if not isinstance(error, OSError):
+                raise  # Ctrl-C, after which a notebook may go on with the next token
             cause = error.strerror or str(error)
             raise OutputError(
                 f"cannot append to {self.path}: {cause}; the file is as it was before"
@@ -86,12 +91,16 @@ class TraceFile:
             block.count(b"\n") for block in iter(lambda: self._stream.read(_BLOCK_BYTES), b"")
         )
 
+    def count_unfinished_bytes(self) -> int:
+        """Return how many bytes follow the last newline."""
+        size = self._stream.seek(0, os.SEEK_END)
+        return size - self._end_of_last_line(size)
+
     def cut_off_unfinished_line(self) -> int:
         """Remove what follows the last newline; return how many bytes that were."""
-        size = self._stream.seek(0, os.SEEK_END)
-        end = self._end_of_last_line(size)
-        self._stream.truncate(end)
-        return size - end
+        n_bytes = self.count_unfinished_bytes()
+        self._stream.truncate(self._stream.seek(0, os.SEEK_END) - n_bytes)
+        return n_bytes
 
     def close(self) -> None:
         """Close the file and give the lock back."""

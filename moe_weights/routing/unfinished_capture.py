@@ -6,6 +6,7 @@ the person who asks for it: they are kept as a bundle that says it is unfinished
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,7 +14,7 @@ from typing import Literal, TypeAlias
 from moe_weights.atomic_files import write_json_atomic
 from moe_weights.errors import UsageError
 from moe_weights.routing.artifacts import MANIFEST_FILE, RAW_TRACE_FILE
-from moe_weights.routing.bundle_files import read_json_object
+from moe_weights.routing.bundle_files import load_json_artifact, read_json_object
 from moe_weights.routing.issues import BundleError
 from moe_weights.routing.run_ids import bundle_path
 from moe_weights.routing.trace_file import TraceFile
@@ -40,7 +41,8 @@ def refuse_unfinished_capture(root: Path, run_id: str) -> None:
         return
     n_tokens = 0
     if os.path.lexists(folder / RAW_TRACE_FILE):
-        n_tokens = _count_tokens(folder / RAW_TRACE_FILE)
+        with contextlib.closing(_open_trace(folder)) as trace:
+            n_tokens = trace.count_lines()
     raise UsageError(
         f"{folder} holds {n_tokens} tokens of a capture that was not finished{_told(folder)}; "
         f"run the same command with --unfinished salvage to keep them as the bundle {run_dir}, "
@@ -70,29 +72,44 @@ def salvage_capture(root: Path, run_id: str) -> tuple[Path, int]:
     folder = working_path(bundle_path(root, run_id))
     if not os.path.lexists(folder / MANIFEST_FILE):
         raise UsageError(f"{folder} is not there: no capture to salvage; drop --unfinished")
+    _note_unfinished(folder)
     with resume_working_bundle(root, run_id) as bundle:
         if bundle.n_events == 0:
             raise UsageError(f"{folder} holds no whole token; remove it with --unfinished discard")
-        config = bundle.manifest.setdefault("capture_config", {})
-        config["unfinished"] = {"dropped_bytes": bundle.n_dropped_bytes}
-        write_json_atomic(folder / MANIFEST_FILE, bundle.manifest)
         return bundle.promote(), bundle.n_events
 
 
-def _count_tokens(path: Path) -> int:
-    """Return how many whole lines a trace has.
+def _note_unfinished(folder: Path) -> None:
+    """Have the manifest say what resuming is about to cut off: whoever is killed then still knows.
+
+    Raises:
+        UsageError: see `_open_trace`.
+        BundleError: the manifest is damaged.
+        OutputError: it cannot be written.
+    """
+    with contextlib.closing(_open_trace(folder)) as trace:
+        manifest = load_json_artifact(folder / MANIFEST_FILE, "manifest")
+        config = manifest.setdefault("capture_config", {})
+        noted = config.get("unfinished")
+        before = noted.get("dropped_bytes") if isinstance(noted, dict) else 0
+        n_bytes = trace.count_unfinished_bytes()
+        if isinstance(before, int):  # of a salvage that was killed
+            n_bytes = max(n_bytes, before)
+        config["unfinished"] = {"dropped_bytes": n_bytes}
+        write_json_atomic(folder / MANIFEST_FILE, manifest)
+
+
+def _open_trace(folder: Path) -> TraceFile:
+    """Open the trace of a capture.
 
     Raises:
         UsageError: another process is writing it, or it is no file.
     """
+    path = folder / RAW_TRACE_FILE
     try:
-        trace = TraceFile(path, durable=False)
+        return TraceFile(path, durable=False)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        return trace.count_lines()
-    finally:
-        trace.close()
 
 
 def _told(folder: Path) -> str:

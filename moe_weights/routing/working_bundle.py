@@ -240,8 +240,8 @@ def create_working_bundle(
     refuse_existing(run_dir)
     folder = working_path(run_dir)
     refuse_unfinished(folder)
-    made = [parent for parent in reversed(folder.parents) if not parent.exists()]
     try:
+        made = [parent for parent in reversed(folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         trace = TraceFile(folder / RAW_TRACE_FILE, durable=durable)
     except OSError as error:

@@ -15,7 +15,7 @@ from moe_weights.routing.artifacts import (
     MOTIF_LEDGER_FILE,
     RAW_TRACE_FILE,
 )
-from moe_weights.routing.run_ids import bundle_path
+from moe_weights.routing.run_ids import UNFINISHED_PREFIX, bundle_path
 from moe_weights.routing.trace_file import TraceFile
 
 OPTIONAL_FILES = (LAYOUT_FILE, DERIVED_FILE, MOTIF_LEDGER_FILE, CONTINGENCY_FILE)
@@ -23,7 +23,7 @@ OPTIONAL_FILES = (LAYOUT_FILE, DERIVED_FILE, MOTIF_LEDGER_FILE, CONTINGENCY_FILE
 
 def working_path(run_dir: Path) -> Path:
     """Return the folder beside a bundle's place in which the bundle grows."""
-    return run_dir.with_name(f".run-bundle.working-{run_dir.name}")
+    return run_dir.with_name(f"{UNFINISHED_PREFIX}working-{run_dir.name}")
 
 
 def refuse_unfinished(folder: Path) -> None:

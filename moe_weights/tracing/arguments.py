@@ -51,12 +51,12 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
         help="noise of the target's mock (default: 0.0)",
     )
     parser.add_argument(
-        "--json", dest="json_path", type=Path, metavar="PATH", help="write the result"
+        "--json", dest="json_path", type=_path, metavar="PATH", help="write the result"
     )
     parser.add_argument(
         "--save-captures",
         dest="captures_path",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="write both sides' captures there",
     )
@@ -71,7 +71,7 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         dest="out_path",
         required=True,
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="folder of the trace",
     )
@@ -131,7 +131,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure on the CPU where there is no accelerator, instead of ending with 3",
     )
     parser.add_argument(
-        "--output", dest="output_path", type=Path, metavar="PATH", help="write the JSON there"
+        "--output", dest="output_path", type=_path, metavar="PATH", help="write the JSON there"
     )
     parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="framework (auto)")
 
@@ -181,6 +181,12 @@ def _noise_scale(text: str) -> float:
     if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
     return value
+
+
+def _path(text: str) -> Path:
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-' is not standard output here; give a path")
+    return Path(text)
 
 
 def _text(text: str) -> str:

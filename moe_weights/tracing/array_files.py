@@ -26,6 +26,12 @@ from moe_weights.tracing.documents import DocumentProblem
 # Sums depend on the order in which a NumPy release adds.
 _SUMMARY_RELATIVE_TOLERANCE = 1e-9
 _SUFFIX = ".npy"
+# As the schemas list them.
+STORED_DTYPES = {
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+    "float32", "float64",
+}  # fmt: skip
+_USER_DEFINED = 2  # as NumPy tells dtypes that another package brings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +81,17 @@ def write_arrays(
     archive = _to_archive(members)
     sha256 = hashlib.sha256(archive).hexdigest()
     target = folder / f"{sha256}.npz"
-    if not (target.is_file() and file_sha256(target) == sha256):
+    if not _is_written(target, sha256):
         with atomic_path(target) as temporary:
             temporary.write_bytes(archive)
     return {"path": target.name, "sha256": sha256, "n_bytes": len(archive)}, entries
+
+
+def _is_written(target: Path, sha256: str) -> bool:
+    try:
+        return target.is_file() and file_sha256(target) == sha256
+    except OSError:
+        return False  # writing it tells what is wrong
 
 
 def storable(array: Array) -> Array:
@@ -87,9 +100,9 @@ def storable(array: Array) -> Array:
     Raises:
         InvalidDataError: it does not hold real numbers.
     """
-    if array.dtype.kind in "biuf" and array.dtype.name != "float128":
+    if array.dtype.name in STORED_DTYPES:
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
-    if array.dtype.kind == "V" and array.dtype.fields is None:
+    if array.dtype.isbuiltin == _USER_DEFINED:
         try:  # bfloat16 and FP8 of ml_dtypes; float32 holds each of their values
             return np.ascontiguousarray(array.astype(np.float32)).reshape(array.shape)
         except (TypeError, ValueError) as error:
@@ -116,10 +129,10 @@ def read_arrays(
             _problem("arrays_file_missing", item.place, "there is no arrays_file")
             for item in wanted
         ]
-    problem = _file_problem(folder, arrays_file)
-    if problem is not None:
-        return {}, [problem]
     try:
+        problem = _file_problem(folder, arrays_file)
+        if problem is not None:
+            return {}, [problem]
         with zipfile.ZipFile(folder / arrays_file["path"]) as archive:
             return _read_members(archive, wanted)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
@@ -206,11 +219,12 @@ def _entry_problems(item: ArrayEntry, array: Array) -> list[DocumentProblem]:
             f"the array has {value}, the document says {entry['summary'][name]}",
         )
         for name, value in found.items()
-        if not _agree(value, entry["summary"][name])
+        if not same_value(value, entry["summary"][name])
     ]
 
 
-def _agree(found: JsonValue, told: JsonValue) -> bool:
+def same_value(found: JsonValue, told: JsonValue) -> bool:
+    """Whether two values of a summary are the same, but for the order in which a sum was taken."""
     if isinstance(found, (int, float)) and isinstance(told, (int, float)):
         try:
             return math.isclose(found, told, rel_tol=_SUMMARY_RELATIVE_TOLERANCE, abs_tol=1e-30)

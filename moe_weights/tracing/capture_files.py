@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,43 +37,24 @@ def write_captures(path: Path, captures: CaptureSet) -> Path:
         `path`.
 
     Raises:
-        InvalidDataError: an array does not hold real numbers, or the name does not end in .json.
+        InvalidDataError: an array does not hold real numbers, the name does not end in .json, or
+            the captures contradict one another; then nothing is written.
         OutputError: a file cannot be written.
     """
     if path.suffix != ".json":
         raise InvalidDataError(f"{path}: a capture's document is named <name>.json")
     kept = [capture for capture in captures.captures if capture.arrays]
-    arrays_file, entries = write_arrays(
-        path.parent,
-        {
-            f"{position}.{name}": array
-            for position, capture in enumerate(kept)
-            for name, array in capture.arrays.items()
-        },
-    )
-    documents: list[JsonValue] = [
-        {
-            "hook_point": str(capture.hook_point),
-            "layer": capture.layer,
-            "step": capture.step,
-            "arrays": {name: entries[f"{position}.{name}"] for name in capture.arrays},
-            "metadata": dict(capture.metadata),
-        }
+    arrays = {
+        f"{position}.{name}": array
         for position, capture in enumerate(kept)
-    ]
-    write_json_atomic(
-        path,
-        {
-            "schema_version": CAPTURE_SCHEMA_VERSION,
-            "source": dict(captures.source),
-            "prompt": captures.prompt,
-            "prompt_ids": list(captures.prompt_ids),
-            "decode_ids": list(captures.decode_ids),
-            "num_layers": captures.num_layers,
-            "arrays_file": arrays_file,
-            "captures": documents,
-        },
-    )
+        for name, array in capture.arrays.items()
+    }
+    shapes = {key: {"shape": list(array.shape)} for key, array in arrays.items()}
+    problems = _semantic_problems(_to_document(captures, kept, None, shapes))
+    if problems:
+        raise InvalidDataError(f"{path}: it would be refused when it is loaded: {problems[0]}")
+    arrays_file, entries = write_arrays(path.parent, arrays)
+    write_json_atomic(path, _to_document(captures, kept, arrays_file, entries))
     return path
 
 
@@ -103,6 +84,34 @@ def load_captures(path: Path) -> CaptureSet:
     except InvalidDataError as error:
         problem = semantic_problem("invalid_value", "$", str(error))
         raise DocumentError(str(path), [problem]) from error
+
+
+def _to_document(
+    captures: CaptureSet,
+    kept: Sequence[HookCapture],
+    arrays_file: JsonValue,
+    entries: Mapping[str, JsonValue],
+) -> dict[str, JsonValue]:
+    documents: list[JsonValue] = [
+        {
+            "hook_point": str(capture.hook_point),
+            "layer": capture.layer,
+            "step": capture.step,
+            "arrays": {name: entries[f"{position}.{name}"] for name in capture.arrays},
+            "metadata": dict(capture.metadata),
+        }
+        for position, capture in enumerate(kept)
+    ]
+    return {
+        "schema_version": CAPTURE_SCHEMA_VERSION,
+        "source": dict(captures.source),
+        "prompt": captures.prompt,
+        "prompt_ids": list(captures.prompt_ids),
+        "decode_ids": list(captures.decode_ids),
+        "num_layers": captures.num_layers,
+        "arrays_file": arrays_file,
+        "captures": documents,
+    }
 
 
 def _semantic_problems(document: Mapping[str, Any]) -> list[DocumentProblem]:

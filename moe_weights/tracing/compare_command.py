@@ -163,7 +163,9 @@ def _compare_sides(
     if n_layers is None:
         n_layers = max(sides.baseline.num_layers, sides.target.num_layers)
     if n_steps is None:
-        n_steps = max(sides.baseline.n_steps, sides.target.n_steps)
+        n_steps = max(
+            count for side in sides.captured for count in (side.n_steps, len(side.decode_ids))
+        )
     result = run_trace(
         sides.baseline.to_hook(),
         sides.target.to_hook(),

@@ -127,7 +127,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def schema_problems(document: dict[str, Any], schema_name: str) -> list[DocumentProblem]:
-    """Return what a JSON Schema of this package finds wrong, in document order.
+    """Return what a JSON Schema of this package finds wrong, by place.
 
     Args:
         document: As `read_document` gives it.

@@ -6,12 +6,20 @@ what was seen as arrays of its own framework; `to_array` turns those into NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.errors import BackendUnavailableError, CheckpointError, InvalidDataError
+from moe_weights.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    InvalidDataError,
+    MoeWeightsError,
+    UsageError,
+)
+from moe_weights.live_models import first_line
 from moe_weights.tracing.capability import RuntimeCapability
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.field_checks import require_count, require_text
@@ -77,7 +85,6 @@ class ModelPass:
         cache: What the next pass continues from.
         forward_s: Wall time until the head was called, seconds.
         lm_head_s: Wall time of the head, seconds.
-        sync_points: Waits for the device.
         memory_bytes: Peak memory, bytes; None when not measured.
     """
 
@@ -87,7 +94,6 @@ class ModelPass:
     cache: object = None
     forward_s: float = 0.0
     lm_head_s: float = 0.0
-    sync_points: int = 0
     memory_bytes: int | None = None
 
 
@@ -135,6 +141,28 @@ class ModelEngine(Protocol):
     def weight_summary(self, layer: int) -> dict[str, JsonValue]:
         """Return how many weights a layer has and how many bytes they take."""
         ...
+
+
+@contextlib.contextmanager
+def running(named: str) -> Iterator[None]:
+    """Tell what fails while a model runs as one error that names it.
+
+    Args:
+        named: The model, as it was asked for.
+
+    Raises:
+        UsageError: it cannot do what was asked.
+        TraceModelError: its framework failed.
+    """
+    try:
+        yield
+    except InvalidDataError as error:
+        raise UsageError(f"{named}: {error}") from error
+    except MoeWeightsError:
+        raise
+    except Exception as error:
+        # A framework fails in its own ways when a model cannot take what it was given.
+        raise TraceModelError(f"{named}: failed while running: {first_line(error)}") from error
 
 
 def check_token_ids(token_ids: Sequence[int], model: LoadedModel) -> None:

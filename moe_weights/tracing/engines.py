@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from moe_weights.errors import UsageError
@@ -10,7 +11,7 @@ from moe_weights.tracing.model_config import backend_of, read_model_config
 from moe_weights.tracing.toy_engine import ToyEngine
 
 BACKENDS = ("auto", "torch", "mlx")
-TOY = "toy"
+_TOY = re.compile(r"toy(:[0-9]{0,18})?")
 
 
 def is_url(text: str) -> bool:
@@ -20,8 +21,7 @@ def is_url(text: str) -> bool:
 
 def is_toy(text: str) -> bool:
     """Return whether an argument names the toy model: `toy`, or `toy:<seed>`."""
-    name, _, seed = text.partition(":")
-    return name == TOY and (not seed or seed.isdecimal()) and not Path(text).exists()
+    return _TOY.fullmatch(text) is not None and not Path(text).exists()
 
 
 def open_engine(named: str, *, backend: str = "auto", device: str = "cpu") -> ModelEngine:
@@ -44,7 +44,11 @@ def open_engine(named: str, *, backend: str = "auto", device: str = "cpu") -> Mo
     if is_toy(named):
         return ToyEngine(seed=int(named.partition(":")[2] or 0))
     path = Path(named)
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise TraceModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not is_folder:
         raise TraceModelError(f"{path}: not a model directory; give one with a config.json")
     chosen = backend_of(read_model_config(path)) if backend == "auto" else backend
     if chosen == "mlx":

@@ -19,12 +19,17 @@ from moe_weights.tracing.capability import declared_capability
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.engine import LoadedModel, ModelPass, TraceModelError
 from moe_weights.tracing.model_config import read_model_config, vocabulary_size_of
-from moe_weights.tracing.prompt_tokens import PURPOSE, PromptTokenizer, load_tokenizer
+from moe_weights.tracing.prompt_tokens import (
+    PURPOSE,
+    PromptTokenizer,
+    TokenizingEngine,
+    load_tokenizer,
+)
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 
 
-class MlxEngine:
+class MlxEngine(TokenizingEngine):
     """A language model of mlx-lm, loaded."""
 
     def __init__(self, network: Any, model: LoadedModel, tokenizer: PromptTokenizer) -> None:
@@ -38,28 +43,13 @@ class MlxEngine:
         Raises:
             TraceModelError: no part of it holds the list of its layers.
         """
+        super().__init__(model, tokenizer)
         self._mx = import_framework("mlx.core", PURPOSE)
         self._make_cache = import_framework("mlx_lm.models.cache", PURPOSE).make_prompt_cache
         self._network = network
-        self._model = model
-        self._tokenizer = tokenizer
         holder = _layer_list(network)
         self._recorders = [_Recorder(layer) for layer in holder]
         holder[:] = self._recorders
-
-    @property
-    def model(self) -> LoadedModel:
-        """What is known about the model."""
-        return self._model
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether the model brought a tokeniser."""
-        return self._tokenizer.has_tokenizer
-
-    def tokenize(self, text: str, *, apply_chat_template: bool) -> tuple[int, ...]:
-        """Return the token ids of a text, see `PromptTokenizer`."""
-        return self._tokenizer.tokenize(text, apply_chat_template=apply_chat_template)
 
     def run_pass(
         self,
@@ -96,7 +86,6 @@ class MlxEngine:
         ended = time.perf_counter()
         middle = ended_layers[-1] if ended_layers else ended
         done.forward_s, done.lm_head_s = middle - started, ended - middle
-        done.sync_points = 2 if is_accelerator else 0
         done.hidden_states = {layer: self._recorders[layer].output[0] for layer in layers}
         done.logits = logits[0]
         done.cache = layer_caches

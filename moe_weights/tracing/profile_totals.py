@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.tracing.stage_profile import StageProfile
 from moe_weights.tracing.trace import Trace
 
 
@@ -70,7 +69,7 @@ def profile_summary(trace: Trace) -> ProfileSummary:
         peak_memory_bytes=_largest(profile.memory_bytes for profile in profiles),
         input_bytes=_sum(profile.input_bytes for profile in profiles),
         output_bytes=_sum(profile.output_bytes for profile in profiles),
-        host_device_copies=_copies(profiles),
+        host_device_copies=sum(profile.host_device_copies for profile in profiles),
         sync_points=sum(profile.sync_points for profile in profiles),
         tokens_per_second=_rate(tokens, total),
     )
@@ -81,10 +80,6 @@ def _rate(tokens: int | None, total_s: float | None) -> float | None:
         return None
     rate = tokens / total_s
     return rate if math.isfinite(rate) else None
-
-
-def _copies(profiles: list[StageProfile]) -> int:
-    return sum(profile.host_device_copies for profile in profiles)
 
 
 def _largest(values: Iterable[int | None]) -> int | None:

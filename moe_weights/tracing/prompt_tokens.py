@@ -12,7 +12,7 @@ from typing import Any
 from moe_weights import live_models
 from moe_weights.errors import UsageError
 from moe_weights.live_models import byte_tokens
-from moe_weights.tracing.engine import TraceModelError
+from moe_weights.tracing.engine import LoadedModel, TraceModelError
 
 PURPOSE = "running a model"
 NO_TOKENIZER_NOTE = "no tokeniser: the ids are the prompt's bytes modulo the vocabulary"
@@ -56,6 +56,29 @@ class PromptTokenizer:
         if self._tokenizer is None:
             return byte_tokens(text, self._vocabulary_size)
         return tuple(int(token_id) for token_id in self._tokenizer(text)["input_ids"])
+
+
+class TokenizingEngine:
+    """What the engines of this package have beside a framework: a model and its tokeniser."""
+
+    def __init__(self, model: LoadedModel, tokenizer: PromptTokenizer) -> None:
+        """Keep both."""
+        self._model = model
+        self._tokenizer = tokenizer
+
+    @property
+    def model(self) -> LoadedModel:
+        """What is known about the model."""
+        return self._model
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model brought a tokeniser."""
+        return self._tokenizer.has_tokenizer
+
+    def tokenize(self, text: str, *, apply_chat_template: bool) -> tuple[int, ...]:
+        """Return the token ids of a text, see `PromptTokenizer`."""
+        return self._tokenizer.tokenize(text, apply_chat_template=apply_chat_template)
 
 
 def load_tokenizer(model_path: Path) -> Any:

@@ -5,7 +5,7 @@ Both hooks are asked for every stage, step and layer, in that order; what both g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_weights.atomic_files import JsonValue
@@ -137,7 +137,7 @@ def run_trace(
         decode_steps: Steps 0 to decode_steps - 1 are asked for.
         threshold: See `compare_captures`.
         relative: See `compare_captures`.
-        notes: For the report.
+        notes: For the report; layers and steps that neither side gave are added.
 
     Raises:
         UsageError: the threshold, layers or steps are negative, layers more than 100000, or a text
@@ -189,7 +189,7 @@ def run_trace(
         first is not None,
         tuple(errors),
         tuple(missing),
-        tuple(notes),
+        (*notes, *_unseen(points, num_layers, decode_steps, captured)),
     )
 
 
@@ -203,6 +203,24 @@ def _places(
         for step in steps:
             for layer in range(num_layers):
                 yield point, layer, step
+
+
+def _unseen(
+    points: Sequence[HookPoint],
+    num_layers: int,
+    decode_steps: int,
+    captured: Mapping[str, Sequence[HookCapture]],
+) -> Iterator[str]:
+    """Tell the layers and steps that nothing was compared of: agreement says nothing of them."""
+    given = [capture for captures in captured.values() for capture in captures]
+    asked = [("layers", num_layers, {capture.layer for capture in given})]
+    if HookPoint.DECODE_STEP in points:
+        steps = {capture.step for capture in given if capture.step is not None}
+        asked.append(("decode steps", decode_steps, steps))
+    for name, n_asked, seen in asked:
+        unseen = sorted(set(range(n_asked)) - seen)
+        if given and unseen:
+            yield f"{len(unseen)} of {n_asked} {name} were given by neither side, first {unseen[0]}"
 
 
 def _ask(

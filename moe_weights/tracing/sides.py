@@ -15,11 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from moe_weights.errors import InvalidDataError, MoeWeightsError, UsageError
-from moe_weights.live_models import first_line
+from moe_weights.errors import UsageError
 from moe_weights.tracing.capture_files import load_captures
 from moe_weights.tracing.capture_set import CaptureSet, capture_model
-from moe_weights.tracing.engine import TraceModelError
+from moe_weights.tracing.engine import TraceModelError, running
 from moe_weights.tracing.engines import is_toy, is_url, open_engine
 from moe_weights.tracing.prompt_tokens import (
     NO_TOKENIZER_NOTE,
@@ -89,12 +88,15 @@ def side_kind(named: str) -> SideKind:
             "a model directory or a saved capture"
         )
     path = Path(named)
-    if is_toy(named) or (path / "config.json").is_file():
-        return "model"
-    if path.suffix == ".json" or (path / CAPTURE_NAME).is_file():
-        return "capture"
+    try:
+        if is_toy(named) or (path / "config.json").is_file():
+            return "model"
+        if path.suffix == ".json" or (path / CAPTURE_NAME).is_file():
+            return "capture"
+        what = "is neither" if path.exists() else "does not exist"
+    except OSError as error:  # a name too long, or a folder that one may not look into
+        what = f"cannot be read: {error.strerror or error}"
     advice = "give a model directory with a config.json, or the .json document of a saved capture"
-    what = "is neither" if path.exists() else "does not exist"
     raise TraceModelError(f"{named}: {what}; {advice}")
 
 
@@ -174,21 +176,14 @@ def _run_side(
     if steps is None:
         steps = len(decode_ids) or 1
     try:
-        ids = prompt_ids or engine.tokenize(options.prompt, apply_chat_template=False)
-        captures = capture_model(
-            engine, ids, prompt=options.prompt, decode_steps=steps, decode_ids=decode_ids
-        )
-    except InvalidDataError as error:
-        raise UsageError(f"{named}: {error}") from error
-    except MoeWeightsError:
-        raise
-    except Exception as error:
-        # A framework fails in its own ways when a model cannot take what it was given.
-        raise TraceModelError(f"{named}: failed while running: {first_line(error)}") from error
+        with running(named):
+            ids = prompt_ids or engine.tokenize(options.prompt, apply_chat_template=False)
+            return capture_model(
+                engine, ids, prompt=options.prompt, decode_steps=steps, decode_ids=decode_ids
+            )
     finally:
         del engine
         gc.collect()  # two models at once may not fit
-    return captures
 
 
 def _compare_inputs(sides: CapturedSides) -> None:
@@ -228,7 +223,9 @@ def first_other_choice(captures: CaptureSet) -> int | None:
         if capture.logits is not None and capture.hook_point is not HookPoint.KV_TRANSFER
     }
     for step, token_id in enumerate(captures.decode_ids):
-        seen = logits.get(step - 1)
-        if seen is not None and int(np.argmax(np.asarray(seen)[-1])) != token_id:
+        seen = np.asarray(logits.get(step - 1, ()))
+        if seen.ndim != 2 or seen.size == 0:
+            continue  # not there, or saved by another program in a form that tells no choice
+        if int(np.argmax(seen[-1])) != token_id:
             return step
     return None

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_weights.atomic_files import JsonValue, to_json, write_json_atomic
-from moe_weights.errors import ExitCode, InvalidDataError, UsageError
-from moe_weights.tracing.engine import DeviceUnavailableError, ModelEngine
+from moe_weights.errors import ExitCode, UsageError
+from moe_weights.tracing.engine import DeviceUnavailableError, ModelEngine, running
 from moe_weights.tracing.engines import is_toy, open_engine
 from moe_weights.tracing.executor import trace_model
 from moe_weights.tracing.profile_totals import profile_summary
@@ -62,7 +62,7 @@ def sweep_model(options: SweepOptions) -> int:
 
     Raises:
         UsageError: counts, samples or layers cannot be used.
-        CheckpointError: the model cannot be read.
+        CheckpointError: the model cannot be read or run.
         OutputError: the JSON cannot be written.
     """
     counts = parse_counts(options.repeat_counts)
@@ -72,10 +72,8 @@ def sweep_model(options: SweepOptions) -> int:
     if engine is None:
         sys.stderr.write("error: no CUDA device; add --allow-cpu-fallback to measure the CPU\n")
         return NO_ACCELERATOR
-    try:
+    with running(options.model):
         sweep, traces = run_sweep(engine, options, counts)
-    except InvalidDataError as error:
-        raise UsageError(str(error)) from error
     document: dict[str, JsonValue] = {
         "schema_version": SWEEP_SCHEMA_VERSION,
         "model": engine.model.model_name,

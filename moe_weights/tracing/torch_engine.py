@@ -30,14 +30,19 @@ from moe_weights.tracing.model_config import (
     read_model_config,
     vocabulary_size_of,
 )
-from moe_weights.tracing.prompt_tokens import PURPOSE, PromptTokenizer, load_tokenizer
+from moe_weights.tracing.prompt_tokens import (
+    PURPOSE,
+    PromptTokenizer,
+    TokenizingEngine,
+    load_tokenizer,
+)
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 
 _OTHER_TOWERS = ("vision", "visual", "audio", "speech", "encoder")
 
 
-class TorchEngine:
+class TorchEngine(TokenizingEngine):
     """A causal language model of transformers, loaded."""
 
     def __init__(self, network: Any, model: LoadedModel, tokenizer: PromptTokenizer) -> None:
@@ -51,25 +56,10 @@ class TorchEngine:
         Raises:
             TraceModelError: it has no list of `model.n_layers` decoder layers.
         """
+        super().__init__(model, tokenizer)
         self._torch = import_framework("torch", PURPOSE)
         self._network = network
-        self._model = model
-        self._tokenizer = tokenizer
         self._layers = find_decoder_layers(network, model.n_layers)
-
-    @property
-    def model(self) -> LoadedModel:
-        """What is known about the model."""
-        return self._model
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether the model brought a tokeniser."""
-        return self._tokenizer.has_tokenizer
-
-    def tokenize(self, text: str, *, apply_chat_template: bool) -> tuple[int, ...]:
-        """Return the token ids of a text, see `PromptTokenizer`."""
-        return self._tokenizer.tokenize(text, apply_chat_template=apply_chat_template)
 
     def run_pass(
         self,
@@ -94,14 +84,12 @@ class TorchEngine:
                 stack.callback(self._layers[layer].register_forward_hook(observer).remove)
             head = self._network.get_output_embeddings()
             if head is not None:
-                handle = head.register_forward_pre_hook(
-                    lambda *_: head_started.append(self._now(done))
-                )
+                handle = head.register_forward_pre_hook(lambda *_: head_started.append(self._now()))
                 stack.callback(handle.remove)
             batch = torch.tensor([list(token_ids)], device=self.model.device.label)
-            started = self._now(ModelPass())
+            started = self._now()
             output = self._network(input_ids=batch, past_key_values=cache, use_cache=True)
-            ended = self._now(done)
+            ended = self._now()
         middle = head_started[-1] if head_started else ended
         done.forward_s, done.lm_head_s = middle - started, ended - middle
         done.logits = output.logits[0]
@@ -128,14 +116,13 @@ class TorchEngine:
             "n_bytes": sum(int(weight.numel() * weight.element_size()) for weight in weights),
         }
 
-    def _now(self, done: ModelPass) -> float:
+    def _now(self) -> float:
+        """Return the time at which the device has done all that it was given."""
         kind = self.model.device.kind
         if kind is DeviceKind.CUDA:
             self._torch.cuda.synchronize()
         elif kind is DeviceKind.MPS:
             self._torch.mps.synchronize()
-        if kind is not DeviceKind.CPU:
-            done.sync_points += 1
         return time.perf_counter()
 
 

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_weights.atomic_files import JsonValue
-from moe_weights.errors import UsageError
-from moe_weights.live_models import byte_tokens
 from moe_weights.tracing.capability import RuntimeCapability, declared_capability
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.engine import LoadedModel, ModelPass
+from moe_weights.tracing.prompt_tokens import PromptTokenizer, TokenizingEngine
 from moe_weights.tracing.request import Intervention
 from moe_weights.tracing.vocabulary import DeviceKind, DeviceRef
 
@@ -25,7 +24,7 @@ Matrix = npt.NDArray[np.float32]
 _Cache = dict[int, tuple[Matrix, Matrix]]
 
 
-class ToyEngine:
+class ToyEngine(TokenizingEngine):
     """The toy model, loaded."""
 
     def __init__(
@@ -50,6 +49,16 @@ class ToyEngine:
             vocabulary_size: Token ids are below this.
             capability: What it declares; None declares everything.
         """
+        model = LoadedModel(
+            backend="numpy",
+            capability=capability or declared_capability("numpy"),
+            device=DeviceRef(kind=DeviceKind.CPU, label="cpu"),
+            model_name="toy",
+            dtype="float32",
+            n_layers=n_layers,
+            vocabulary_size=vocabulary_size,
+        )
+        super().__init__(model, PromptTokenizer(None, vocabulary_size))
         generator = np.random.default_rng(seed)
 
         def draw(*shape: int) -> Matrix:
@@ -66,35 +75,6 @@ class ToyEngine:
                 self.weights[f"{layer}.{name}"] = draw(hidden_size, hidden_size)
             self.weights[f"{layer}.router"] = draw(hidden_size, n_experts)
             self.weights[f"{layer}.experts"] = draw(n_experts, hidden_size, hidden_size)
-        self._model = LoadedModel(
-            backend="numpy",
-            capability=capability or declared_capability("numpy"),
-            device=DeviceRef(kind=DeviceKind.CPU, label="cpu"),
-            model_name="toy",
-            dtype="float32",
-            n_layers=n_layers,
-            vocabulary_size=vocabulary_size,
-        )
-
-    @property
-    def model(self) -> LoadedModel:
-        """What is known about the model."""
-        return self._model
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """False: its ids are bytes."""
-        return False
-
-    def tokenize(self, text: str, *, apply_chat_template: bool) -> tuple[int, ...]:
-        """Return the bytes of a text modulo the vocabulary.
-
-        Raises:
-            UsageError: a chat template is asked for.
-        """
-        if apply_chat_template:
-            raise UsageError("apply_chat_template: the toy model has no chat template")
-        return byte_tokens(text, self.model.vocabulary_size)
 
     def run_pass(
         self,

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_weights.errors import ExitCode, InvalidDataError, MoeWeightsError, UsageError
-from moe_weights.live_models import first_line
-from moe_weights.tracing.engine import TraceModelError
+from moe_weights.errors import ExitCode, InvalidDataError, UsageError
+from moe_weights.tracing.engine import running
 from moe_weights.tracing.engines import open_engine
 from moe_weights.tracing.evidence import claim_summary
 from moe_weights.tracing.executor import RuntimeTraceResult, trace_model
@@ -91,16 +90,8 @@ def trace_one(options: TraceOptions) -> int:
     except InvalidDataError as error:
         raise UsageError(str(error)) from error
     engine = open_engine(options.model, backend=options.backend, device=options.device)
-    try:
+    with running(options.model):
         result = trace_model(engine, request)
-    except InvalidDataError as error:
-        raise UsageError(str(error)) from error
-    except MoeWeightsError:
-        raise
-    except Exception as error:
-        # A framework fails in its own ways when a model cannot take what it was given.
-        message = f"{options.model}: failed while running: {first_line(error)}"
-        raise TraceModelError(message) from error
     missing = result.trace.metadata["missing_requested_artifacts"]
     if options.strict and missing:
         raise InvalidDataError(f"requested artifacts were not emitted: {missing}")

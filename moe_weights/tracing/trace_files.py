@@ -12,7 +12,13 @@ from typing import Any
 
 from moe_weights.atomic_files import JsonValue, write_json_atomic
 from moe_weights.errors import InvalidDataError
-from moe_weights.tracing.array_files import ArrayEntry, read_arrays, write_arrays
+from moe_weights.tracing.array_files import (
+    STORED_DTYPES,
+    ArrayEntry,
+    read_arrays,
+    same_value,
+    write_arrays,
+)
 from moe_weights.tracing.captures import Array
 from moe_weights.tracing.documents import (
     DocumentError,
@@ -41,7 +47,8 @@ def write_trace(folder: Path, trace: Trace, arrays: Mapping[str, Array] | None =
         The document's path.
 
     Raises:
-        InvalidDataError: the id cannot name a file, or an array is of no artifact.
+        InvalidDataError: the id cannot name a file, or an array is of no artifact or is not what
+            that says of it.
         OutputError: a file cannot be written.
     """
     require_file_id(trace.trace_id, "trace id")
@@ -50,6 +57,10 @@ def write_trace(folder: Path, trace: Trace, arrays: Mapping[str, Array] | None =
         if shapes.get(artifact_id) != array.shape:
             raise InvalidDataError(f'array "{artifact_id}": the trace has no such artifact')
     arrays_file, entries = write_arrays(folder, arrays or {})
+    notes = {artifact.artifact_id: artifact.metadata for artifact in trace.artifacts}
+    for artifact_id, entry in entries.items():
+        for problem in _metadata_problems(notes[artifact_id], entry, f"$.arrays.{artifact_id}"):
+            raise InvalidDataError(str(problem))
     document: dict[str, JsonValue] = {
         "schema_version": TRACE_SCHEMA_VERSION,
         **trace.to_dict(),
@@ -133,6 +144,35 @@ def _semantic_problems(document: Mapping[str, Any]) -> list[DocumentProblem]:
         elif artifacts[artifact_id].get("shape") != entry["shape"]:
             message = f"the artifact has shape {artifacts[artifact_id].get('shape')}"
             problems.append(semantic_problem("shape_conflict", f"{place}.shape", message))
+        else:
+            problems += _metadata_problems(artifacts[artifact_id]["metadata"], entry, place)
+    return problems
+
+
+def _metadata_problems(
+    metadata: Mapping[str, Any], entry: Mapping[str, Any], place: str
+) -> list[DocumentProblem]:
+    """Return what the notes of an artifact, which are free, say otherwise than its array's entry.
+
+    The entry is held against the array itself. A dtype that is not stored as it is, such as
+    bfloat16, is another one in the entry.
+    """
+    told, problems = str(metadata.get("dtype")), []
+    if told in STORED_DTYPES and told != entry["dtype"]:
+        message = f"the artifact's metadata says {told}"
+        problems.append(semantic_problem("dtype_conflict", f"{place}.dtype", message))
+    summary = metadata.get("summary")
+    for name, value in summary.items() if isinstance(summary, Mapping) else ():
+        is_text = isinstance(value, str)  # somebody's own words
+        if (
+            name in entry["summary"]
+            and not is_text
+            and not same_value(entry["summary"][name], value)
+        ):
+            message = f"the artifact's metadata says {value}"
+            problems.append(
+                semantic_problem("summary_conflict", f"{place}.summary.{name}", message)
+            )
     return problems
 
 

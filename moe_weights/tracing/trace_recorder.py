@@ -102,7 +102,7 @@ class TraceRecorder(TraceDraft):
             token_count=n_tokens,
             batch_size=1,
             input_bytes=n_tokens * _TOKEN_NBYTES,
-            sync_points=1 if self._engine.model.device.is_accelerator else 0,
+            sync_points=int(self.device.is_accelerator),
             memory_bytes=done.memory_bytes,
         )
         outputs = self._observe_logits(logits, self.next_span_id("lm_head"), allowed, "")
@@ -113,7 +113,7 @@ class TraceRecorder(TraceDraft):
             token_count=n_tokens,
             batch_size=1,
             output_bytes=int(logits.nbytes),
-            sync_points=1 if self._engine.model.device.is_accelerator else 0,
+            sync_points=int(self.device.is_accelerator),
         )
         self._observe([*activations, *outputs])
 
@@ -133,7 +133,7 @@ class TraceRecorder(TraceDraft):
             batch_size=1,
             input_bytes=_TOKEN_NBYTES,
             output_bytes=int(logits.nbytes),
-            sync_points=2 if self._engine.model.device.is_accelerator else 0,
+            sync_points=2 * int(self.device.is_accelerator),
             memory_bytes=done.memory_bytes,
             metadata={"step": step},
         )
@@ -154,7 +154,7 @@ class TraceRecorder(TraceDraft):
         kind = TraceArtifactKind.WEIGHT_SNAPSHOT
         if kind in requested and allowed[kind]:
             model = self._engine.model
-            for layer in self._request.collect_layers or range(model.n_layers):
+            for layer in sorted(set(self._request.collect_layers)) or range(model.n_layers):
                 self.artifacts.append(
                     TraceArtifact(
                         artifact_id=f"weights.layer_{layer}",
@@ -246,9 +246,7 @@ class TraceRecorder(TraceDraft):
             self.observe_s,
             inputs=list(artifact_ids),
             input_bytes=sum(self.arrays[artifact_id].nbytes for artifact_id in artifact_ids),
-            host_device_copies=(
-                len(artifact_ids) if self._engine.model.device.is_accelerator else 0
-            ),
+            host_device_copies=len(artifact_ids) if self.device.is_accelerator else 0,
         )
         self.observe_s = 0.0
 

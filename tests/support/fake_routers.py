@@ -301,6 +301,7 @@ def fake_libraries(**transformers: Any) -> Iterator[None]:
         tensor=lambda values, device=None: FakeTensor(values),
         ones_like=lambda tensor: FakeTensor(np.ones_like(tensor.values)),
         cuda=SimpleNamespace(synchronize=lambda: None),
+        mps=SimpleNamespace(synchronize=lambda: None),
     )
     library = SimpleNamespace(
         __version__="5.0",

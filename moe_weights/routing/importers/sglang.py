@@ -66,9 +66,9 @@ def read_sglang_counts(dump: Mapping[str, Any]) -> Array:
         counts = np.sum(passes, axis=0)
         if dump.get(_MAP) is not None and counts.ndim == 2:
             counts = _to_logical_counts(counts, _integers(dump[_MAP], _MAP))
-    if counts.ndim != 2 or 0 in counts.shape or counts.min() < 0:
+    if counts.ndim != 2 or 0 in counts.shape:
         raise InvalidDataError(
-            f"counts must be 0 or more, of shape [layers, experts]; got {list(counts.shape)}"
+            f"counts must be of shape [layers, experts]; got {list(counts.shape)}"
         )
     return counts
 
@@ -91,9 +91,9 @@ def read_sglang_tokens(
         for record in sorted(dump["records"], key=_pass_id)
         if record.get("forward_mode") != _IDLE
     ]
-    ranks = {record.get("rank") for record in records}
+    ranks = sorted({str(record.get("rank")) for record in records})
     if len(ranks) > 1:
-        raise UsageError(f"the dump mixes ranks {sorted(map(str, ranks))}; import one rank's")
+        raise UsageError(f"the dump mixes ranks {ranks}; import one rank's")
     mapping = None if dump.get(_MAP) is None else _integers(dump[_MAP], _MAP)
     tokens = [
         entry for number, record in enumerate(records) for entry in _pass(record, number, mapping)
@@ -115,14 +115,20 @@ def read_sglang_tokens(
             "the positions of the record do not follow one another: its passes mix several texts; "
             "record one request at a time"
         )
-    return text[0][1].chosen.shape[0], (token for _position, token in text)
+    n_layers = {token.chosen.shape[0] for _position, token in text}
+    if len(n_layers) > 1:
+        raise InvalidDataError(
+            f"the passes of the record have {' and '.join(map(str, sorted(n_layers)))} layers; "
+            "those of one model have equally many"
+        )
+    return n_layers.pop(), (token for _position, token in text)
 
 
 def _pass(
     record: Mapping[str, Any], number: int, mapping: Array | None
 ) -> Iterator[tuple[int, RecordedToken]]:
     mode = record.get("forward_mode")
-    if mode not in {_EXTEND, _DECODE}:
+    if mode not in (_EXTEND, _DECODE):  # JSON may hold what no set takes
         raise UsageError(
             f"records[{number}].forward_mode is {mode!r}; known are 1 (prefill) and 2 (decode)"
         )
@@ -149,7 +155,9 @@ def _pass(
 
 
 def _check_sum(counts: Array, what: str, n_arrays: int = 1) -> None:
-    """Refuse counts whose sum could leave int64; NumPy's would go round without a word."""
+    """Refuse counts below 0, or whose sum could leave int64, where NumPy's goes round."""
+    if counts.min(initial=0) < 0:
+        raise InvalidDataError(f"{what} holds {counts.min()}; counts must be 0 or more")
     largest = int(counts.max(initial=0))
     if largest * counts.size * n_arrays > np.iinfo(np.int64).max:
         raise InvalidDataError(f"{what} counts up to {largest}; no run selects that often")
@@ -166,22 +174,31 @@ def _to_logical_ids(experts: Array, mapping: Array, number: int) -> Array:
             f"{mapping.shape[1]}"
         )
     logical = np.take_along_axis(mapping, np.maximum(experts, 0), axis=1)
+    if ((logical < 0) & (experts >= 0)).any():
+        raise InvalidDataError(
+            f"records[{number}]: a physical expert was chosen that {_MAP} gives no logical one"
+        )
     return np.where(experts < 0, -1, logical)
 
 
 def _to_logical_counts(counts: Array, mapping: Array) -> Array:
-    if mapping.shape != counts.shape or mapping.min() < 0:
+    if mapping.shape != counts.shape:
         raise InvalidDataError(
             f"{_MAP} has shape {list(mapping.shape)}, {_PHYSICAL} {list(counts.shape)}"
         )
-    logical = np.zeros((counts.shape[0], int(mapping.max()) + 1), dtype=np.int64)
+    n_physical = counts.shape[1]
+    if mapping.min(initial=0) < 0 or mapping.max(initial=-1) >= n_physical:
+        raise InvalidDataError(
+            f"{_MAP} must name logical experts below {n_physical}, the number of physical ones"
+        )
+    logical = np.zeros((counts.shape[0], int(mapping.max(initial=-1)) + 1), dtype=np.int64)
     for layer, row in enumerate(mapping):
         np.add.at(logical[layer], row, counts[layer])
     return logical
 
 
 def _pass_id(record: Mapping[str, Any]) -> int:
-    value = record.get("forward_pass_id")
+    value = record.get("forward_pass_id") if isinstance(record, Mapping) else None
     if not isinstance(value, int):
         raise InvalidDataError("a record has no forward_pass_id")
     return value

@@ -11,7 +11,6 @@ Source: vllm/outputs.py (CompletionOutput.routed_experts) of vllm-project/vllm, 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -110,7 +109,12 @@ def _to_record(
                 f"{_PROMPT_EXPERTS} has layers and k of {list(prompt.shape[1:])}, {_EXPERTS} of "
                 f"{list(chosen.shape[1:])}"
             )
-        n_prompt = len(prompt) if n_prompt is None else n_prompt
+        if n_prompt not in {None, len(prompt)}:
+            raise InvalidDataError(
+                f"{_PROMPT_EXPERTS} has {len(prompt)} rows, the prompt is said to have {n_prompt}; "
+                "leave --prompt-tokens out"
+            )
+        n_prompt = len(prompt)
         chosen = np.concatenate([prompt, chosen])
     known = n_prompt if n_prompt is not None else len(prompt_ids) or None
     if known is None:
@@ -147,8 +151,10 @@ def _decoded(values: object, what: str) -> object:
     if not isinstance(values, str):
         return values
     try:
-        return np.load(io.BytesIO(base64.b64decode(values, validate=True)), allow_pickle=False)
-    except (binascii.Error, ValueError, EOFError, OSError) as error:
+        encoded = base64.b64decode(values, validate=True)
+        # Not np.load: it would open archives too. A header may claim any shape.
+        return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
+    except (ValueError, EOFError, OSError, OverflowError, MemoryError) as error:
         raise InvalidDataError(f"{what} is text and no base64 of a .npy file: {error}") from error
 
 
