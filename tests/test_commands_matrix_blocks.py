@@ -15,6 +15,7 @@ from moe_weights.commands.matrix_blocks import PlainUnit, contiguous_blocks, is_
 from moe_weights.errors import CheckpointError
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import WorkUnit
+from moe_weights.measure.scratch import Scratch
 from tests.support.matrices import DTYPES
 from tests.support.runs import temporary_folder
 from tests.support.work_units import make_unit, plan_matrix, row_major, write_headers
@@ -64,7 +65,7 @@ class BlocksCase(unittest.TestCase):
         """Read every matrix of a unit twice, in every way, from a source that stays open."""
         for name, changes in WAYS.items():
             with self.subTest(way=name), constants(changes):
-                source = PlainUnit(unit, self.root, None)
+                source = PlainUnit(unit, self.root, None, Scratch())
                 for view, matrix in (*expected.items(), *expected.items()):
                     found = self.read(source, view, matrix.dtype)
                     self.assertEqual(found.shape, matrix.shape)
@@ -157,7 +158,7 @@ class WaysOfReading(BlocksCase):
                 for name in methods[:3]
             },
         ):
-            list(PlainUnit(unit, self.root, None).blocks(view))
+            list(PlainUnit(unit, self.root, None, Scratch()).blocks(view))
         return walked
 
     def test_depends_on_how_the_matrix_lies(self) -> None:
@@ -180,7 +181,7 @@ class WaysOfReading(BlocksCase):
             MatrixView(offset=offset, rows=3, cols=8, row_stride=16, col_stride=1)
             for offset in (0, 8)
         ]
-        source = PlainUnit(self.unit(stored, *views), self.root, None)
+        source = PlainUnit(self.unit(stored, *views), self.root, None, Scratch())
         with mock.patch.object(
             matrix_blocks, "open_tensor", wraps=matrix_blocks.open_tensor
         ) as opened:
@@ -203,7 +204,7 @@ class WaysOfReading(BlocksCase):
                 mock.patch.multiple(matrix_blocks, SHARED_NBYTES=0, _SKIP_NBYTES=skip),
                 mock.patch.object(matrix_blocks.TensorBytes, "read_into", note),
             ):
-                list(PlainUnit(unit, self.root, None).blocks(view))
+                list(PlainUnit(unit, self.root, None, Scratch()).blocks(view))
             self.assertEqual(sum(read), n_bytes)
 
 
@@ -228,7 +229,7 @@ class Refusals(BlocksCase):
             unit = self.unit(stored, view)
             for name, changes in WAYS.items():
                 with self.subTest(view=view, way=name), constants(changes):
-                    source = PlainUnit(unit, self.root, None)
+                    source = PlainUnit(unit, self.root, None, Scratch())
                     with self.assertRaisesRegex(ValueError, "not lie within"):
                         list(source.blocks(view))
 
@@ -245,7 +246,7 @@ class Refusals(BlocksCase):
         path.write_bytes(path.read_bytes()[:-1])
         for name, changes in WAYS.items():
             with self.subTest(way=name), constants(changes), self.assertRaises(CheckpointError):
-                list(PlainUnit(unit, self.root, None).blocks(view))
+                list(PlainUnit(unit, self.root, None, Scratch()).blocks(view))
 
 
 class DeflatedMembers(BlocksCase):
@@ -265,7 +266,8 @@ class DeflatedMembers(BlocksCase):
         scratch: Path = self.root / "scratch"
         scratch.mkdir()
         view = row_major(2, 3)
-        list(PlainUnit(make_unit(header, [plan_matrix(view)]), self.root, scratch).blocks(view))
+        unit = make_unit(header, [plan_matrix(view)])
+        list(PlainUnit(unit, self.root, scratch, Scratch()).blocks(view))
         self.assertEqual(list(scratch.iterdir()), [])
 
 

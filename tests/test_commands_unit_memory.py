@@ -12,6 +12,7 @@ import unittest
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import mlx.core as mx
@@ -19,6 +20,7 @@ import numpy as np
 
 from moe_weights.checkpoint.safetensors_file import read_safetensors_headers
 from moe_weights.checkpoint.tensor_header import TensorHeader
+from moe_weights.commands.memory import MemoryBudget
 from moe_weights.commands.unit_memory import memory_for_units, unit_nbytes
 from moe_weights.commands.work import run_units
 from moe_weights.errors import UsageError
@@ -60,19 +62,19 @@ class UnitBound(unittest.TestCase):
     def setUp(self) -> None:
         self.root = temporary_folder(self)
 
-    def assert_bounded(self, unit: WorkUnit) -> None:
+    def assert_bounded(self, *units: WorkUnit) -> None:
         """Measure once to compile and load what is needed, then under account."""
         settings = make_work_settings(self.root, schemes=[AFFINE_Q4, MXFP4])
         small = write_headers(self.root, {"small": normal_matrix(2, 64)}, "small.safetensors")[0]
         run_units([make_unit(small, [plan_matrix(row_major(2, 64))])], settings)
-        run_units([unit], settings)
+        run_units(units, settings)
         tracemalloc.start()
         try:
-            run_units([unit], settings)
+            run_units(units, settings)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        bound = unit_nbytes(unit, settings.measure, uses_mlx=False)
+        bound = max(unit_nbytes(unit, settings.measure, uses_mlx=False) for unit in units)
         self.assertLess(peak, bound)
 
     def test_of_a_matrix_that_is_stored_row_by_row_is_far_below_its_size(self) -> None:
@@ -88,6 +90,22 @@ class UnitBound(unittest.TestCase):
             header = write_headers(self.root, {"t": normal_matrix(500, 4096, dtype)})[0]
             with self.subTest(dtype=dtype):
                 self.assert_bounded(make_unit(header, [plan_matrix(row_major(500, 4096))]))
+
+    def test_of_a_batch_is_that_of_its_largest_unit(self) -> None:
+        units = []
+        for dtype, shape in (
+            ("float64", (90, 3000)),
+            ("bfloat16", (4000, 640)),
+            ("float32", (9, 64)),
+        ):
+            stored = normal_matrix(*shape, dtype)
+            header = write_headers(self.root, {dtype: stored}, f"{dtype}.safetensors")[0]
+            units.append(make_unit(header, [plan_matrix(row_major(*shape))]))
+        self.assert_bounded(*units)
+        with mock.patch.object(MemoryBudget, "take", autospec=True) as take:
+            run_units(units, settings := make_work_settings(self.root))
+        largest = max(unit_nbytes(unit, settings.measure, uses_mlx=False) for unit in units)
+        take.assert_called_once_with(mock.ANY, largest)
 
     def test_holds_for_long_rows_and_for_many(self) -> None:
         for code in ("BF16", "F64"):

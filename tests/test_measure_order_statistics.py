@@ -4,7 +4,7 @@ import unittest
 
 import numpy as np
 
-from moe_weights.measure.order_statistics import interpolate, needed_ranks, percentiles_of
+from moe_weights.measure.order_statistics import Percentiles, percentiles_of
 from tests.support.matrices import DTYPES
 
 PERCENTILES = (0.0, 0.1, 5.0, 12.5, 50.0, 75.0, 95.0, 99.0, 99.5, 99.9, 100.0)
@@ -37,9 +37,9 @@ class PercentilesOfValues(unittest.TestCase):
 
 class Ranks(unittest.TestCase):
     def test_are_sorted_without_repeats(self) -> None:
-        self.assertEqual(needed_ranks(11, [99, 50, 50, 0]).tolist(), [0, 1, 5, 6, 9, 10])
+        self.assertEqual(Percentiles(11, [99, 50, 50, 0]).ranks.tolist(), [0, 1, 5, 6, 9, 10])
 
     def test_are_enough_to_interpolate(self) -> None:
-        ranks = needed_ranks(4, [50])
-        self.assertEqual(ranks.tolist(), [1, 2])
-        self.assertEqual(interpolate(4, [50], ranks, np.array([10.0, 20.0])), [15.0])
+        median = Percentiles(4, [50])
+        self.assertEqual(median.ranks.tolist(), [1, 2])
+        self.assertEqual(median.interpolate(np.array([10.0, 20.0])), [15.0])

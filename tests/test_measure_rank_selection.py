@@ -4,7 +4,7 @@ import unittest
 
 import numpy as np
 
-from moe_weights.measure.rank_selection import RankSelection
+from moe_weights.measure.rank_selection import RankSelection, take_neighbours
 
 
 class Ranks(unittest.TestCase):
@@ -65,3 +65,27 @@ class Ranks(unittest.TestCase):
             self.assertEqual(
                 str(caught.exception), "the rows of a later pass are not those of the first"
             )
+
+
+class NumbersThatAreKept(unittest.TestCase):
+    def test_have_the_keys_that_sorting_finds(self) -> None:
+        generator = np.random.default_rng(0)
+        for size in (1, 2, 3, 100, 5001):
+            for name, numbers in {
+                "alike": 1 + generator.gamma(5.0, 0.4, size=size),
+                "apart": np.exp(30 * generator.normal(size=size)),
+                "few": generator.integers(0, 4, size=size) / 3,
+                "equal": np.full(size, 0.7),
+                "neighbours": np.nextafter(0.7, generator.integers(0, 2, size=size)),
+            }.items():
+                expected = np.sort(numbers).view(np.uint64).tolist()
+                for rank in sorted({0, size // 2, int(0.95 * (size - 1)), size - 1}):
+                    found = take_neighbours(numbers.copy().view(np.uint64), rank)
+                    n_known = min(2, size - rank)
+                    with self.subTest(size=size, name=name, rank=rank):
+                        self.assertEqual(list(found[:n_known]), expected[rank : rank + n_known])
+
+    def test_may_use_all_bits(self) -> None:
+        numbers = np.array([2**64 - 1, 0, 2**63, 1], dtype=np.uint64)
+        for rank, pair in enumerate([(0, 1), (1, 2**63), (2**63, 2**64 - 1)]):
+            self.assertEqual(take_neighbours(numbers.copy(), rank), pair)

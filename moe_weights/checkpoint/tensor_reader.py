@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -88,15 +89,22 @@ def open_tensor(
         CheckpointError: the file is gone, changed or damaged.
         OutputError: there is no room for an inflated member.
     """
-    with open_descriptor(root / header.file, header.file) as descriptor:
+    path = _path_of(root, header.file)
+    with open_descriptor(path, header.file) as descriptor:
         if not header.member:
             yield TensorBytes(header, descriptor, header.offset)
             return
-        member, inflated = _NPZ_MEMBERS.open(root / header.file, descriptor, header, scratch_folder)
+        member, inflated = _NPZ_MEMBERS.open(path, descriptor, header, scratch_folder)
         if inflated is not None:  # kept open by this reference, even if it is dropped meanwhile
             yield TensorBytes(header, inflated.stream.fileno(), header.offset)
         else:
             yield TensorBytes(header, descriptor, member.data_offset + header.offset)
+
+
+@lru_cache(maxsize=64)
+def _path_of(root: Path, file: str) -> Path:
+    """Return the same path each time: joining one, and making its text, takes as long as a read."""
+    return root / file
 
 
 def read_tensor_bytes(root: Path, header: TensorHeader, start: int, stop: int) -> bytes:

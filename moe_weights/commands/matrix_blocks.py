@@ -25,6 +25,7 @@ from moe_weights.checkpoint.tensor_reader import TensorBytes, open_tensor
 from moe_weights.decode.raw_array import view_raw
 from moe_weights.extract.layout import MatrixView
 from moe_weights.extract.work_unit import WorkUnit
+from moe_weights.measure.scratch import Scratch
 
 # A block stays in a core's own cache while every number of it is computed.
 BLOCK_NBYTES = 2**20
@@ -44,13 +45,16 @@ def is_row_by_row(view: MatrixView) -> bool:
 class PlainUnit:
     """The matrices of a unit of plain floats."""
 
-    def __init__(self, unit: WorkUnit, root: Path, scratch_folder: Path | None) -> None:
+    def __init__(
+        self, unit: WorkUnit, root: Path, scratch_folder: Path | None, scratch: Scratch
+    ) -> None:
         """Open nothing yet.
 
         Args:
             unit: Of encoding "plain".
             root: Model directory.
             scratch_folder: See `open_tensor`.
+            scratch: Where blocks of the usual size are read to; the unit before must be done.
         """
         self._unit = unit
         self._header = unit.source.header
@@ -59,7 +63,7 @@ class PlainUnit:
         self._width = self._header.nbytes // self._header.n_elements
         self._is_shared = is_shared(unit)
         self._shared: NDArray[Any] | None = None
-        self._buffer = np.empty(0, dtype=np.uint8)
+        self._buffer = scratch.empty("block", (BLOCK_NBYTES,), np.uint8)
 
     def blocks(self, view: MatrixView) -> Iterator[NDArray[Any]]:
         """Yield a matrix in row blocks.

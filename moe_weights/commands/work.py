@@ -25,6 +25,7 @@ from moe_weights.measure.matrix_measurement import MatrixMeasurement
 from moe_weights.measure.matrix_meter import MatrixMeter
 from moe_weights.measure.metric_table import metric_columns
 from moe_weights.measure.sampling import sample_indices
+from moe_weights.measure.scratch import Scratch
 from moe_weights.measure.settings import MeasureSettings
 from moe_weights.quantize.choose_backend import BackendChoice
 from moe_weights.quantize.error import NUMBER_COLUMNS
@@ -126,13 +127,15 @@ def run_units(units: Sequence[WorkUnit], settings: WorkSettings) -> UnitResult:
     counts: list[tuple[int, int, int]] = []
     fingerprints: list[str] = []
     constant: list[bool] = []
-    budget = _budget(settings.memory_nbytes)
-    for unit in units:
-        nbytes = unit_nbytes(unit, settings.measure, uses_mlx=settings.backends.uses_mlx)
-        with budget.take(nbytes):
-            source = _open(unit, settings)
+    uses_mlx = settings.backends.uses_mlx
+    nbytes = [unit_nbytes(unit, settings.measure, uses_mlx=uses_mlx) for unit in units]
+    folder = settings.scratch_folder if settings.scratch_folder.is_dir() else None
+    with _budget(settings.memory_nbytes).take(max(nbytes, default=0)):
+        scratch = Scratch()
+        for unit in units:
+            source = _open(unit, settings.root, folder, scratch)
             for planned in unit.matrices:
-                measurement, rows = _run_matrix(source, planned, settings)
+                measurement, rows = _run_matrix(source, planned, settings, scratch)
                 measured.append(_as_floats(measurement.values, metrics))
                 counts.append((measurement.n_zero, measurement.n_nan, measurement.n_inf))
                 fingerprints.append(measurement.fingerprint)
@@ -158,15 +161,14 @@ def quantised_dtype(unit: WorkUnit) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(unit.source.header.dtype_code, "float32")
 
 
-def _open(unit: WorkUnit, settings: WorkSettings) -> _Source:
-    folder = settings.scratch_folder if settings.scratch_folder.is_dir() else None
+def _open(unit: WorkUnit, root: Path, folder: Path | None, scratch: Scratch) -> _Source:
     if unit.source.encoding == "plain":
-        return PlainUnit(unit, settings.root, folder)
-    return EncodedUnit(unit, settings.root, folder)
+        return PlainUnit(unit, root, folder, scratch)
+    return EncodedUnit(unit, root, folder)
 
 
 def _run_matrix(
-    source: _Source, planned: PlannedMatrix, settings: WorkSettings
+    source: _Source, planned: PlannedMatrix, settings: WorkSettings, scratch: Scratch
 ) -> tuple[MatrixMeasurement, list[Row]]:
     view = planned.view
     meter: MatrixMeter | None = None
@@ -174,20 +176,18 @@ def _run_matrix(
     overflows = False
     for block in _until_stopped(source.blocks(view)):
         if meter is None:
+            sampled = _sampled(view, settings)
             meter = MatrixMeter(
-                view.rows, view.cols, block.dtype, settings.measure, _sampled(view, settings)
+                view.rows, view.cols, block.dtype, settings.measure, sampled, scratch=scratch
             )
         meter.add(block)
         if not settings.schemes:
             continue
-        with np.errstate(over="ignore"):
-            weights = as_quantised_dtype(block)
+        weights = as_quantised_dtype(block)
         if weights.dtype != block.dtype:
             overflows = overflows or not np.isfinite(weights).all()
         if not schemes:
-            schemes = [
-                _scheme_meter(view, weights.dtype, scheme, settings) for scheme in settings.schemes
-            ]
+            schemes = _scheme_meters(view, weights.dtype, settings)
         for scheme in schemes:
             scheme.add(weights)
     assert meter is not None  # a plan has no matrix without rows
@@ -216,11 +216,16 @@ def _run_matrix(
     return measurement, rows
 
 
-def _scheme_meter(
-    view: MatrixView, dtype: np.dtype[Any], scheme: SchemeSpec, settings: WorkSettings
-) -> SchemeMeter:
-    backend = settings.backends.backend(scheme.name, dtype.name)
-    return SchemeMeter(view.rows, view.cols, dtype, scheme, backend, settings.measure.eps)
+def _scheme_meters(
+    view: MatrixView, dtype: np.dtype[Any], settings: WorkSettings
+) -> list[SchemeMeter]:
+    name, eps = dtype.name, settings.measure.eps
+    return [
+        SchemeMeter(
+            view.rows, view.cols, dtype, scheme, settings.backends.backend(scheme.name, name), eps
+        )
+        for scheme in settings.schemes
+    ]
 
 
 def _sampled(view: MatrixView, settings: WorkSettings) -> NDArray[np.int64] | None:

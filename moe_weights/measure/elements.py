@@ -18,8 +18,9 @@ from moe_weights.measure.float_format import (
     class_values,
 )
 from moe_weights.measure.moments import PowerSums
-from moe_weights.measure.order_statistics import interpolate, needed_ranks
+from moe_weights.measure.order_statistics import percentiles_among
 from moe_weights.measure.rank_selection import RankSelection, classes_of_ranks
+from moe_weights.measure.scratch import Scratch
 from moe_weights.measure.vector_lanes import N_LANES
 
 # float64 keys of one class that are kept in a pass: 8 MiB.
@@ -37,20 +38,22 @@ class ElementCounts:
 
     Attributes:
         counts: (65536,) by class; complete after `close`.
+        magnitudes: (32768,) by class without the sign; known after `close`.
         low_sums: (parts, 65536), see `pattern_counts.exact_sums`.
         fast: What is counted and not yet in `counts`; of float64, nothing.
         state: See `pattern_counts`.
     """
 
-    def __init__(self, number_format: FloatFormat, n_elements: int) -> None:
-        """Make empty counts for a matrix of `n_elements`."""
+    def __init__(self, number_format: FloatFormat, n_elements: int, scratch: Scratch) -> None:
+        """Make empty counts, in `scratch`, for a matrix of `n_elements`."""
         self.format = number_format
         self.n_elements = n_elements
         n_parts = {16: 0, 32: 1, 64: 2}[number_format.width]
-        self.counts = np.zeros(N_CLASSES, dtype=np.int64)
-        self.low_sums = np.zeros((n_parts, N_CLASSES), dtype=np.int64)
+        self.counts = scratch.zeros("counts", (N_CLASSES,), np.int64)
+        self.low_sums = scratch.zeros("low sums", (n_parts, N_CLASSES), np.int64)
         fast_type = np.uint32 if number_format.width == 16 else np.uint64
-        self.fast: NDArray[Any] = np.zeros(N_CLASSES, dtype=fast_type)
+        self.fast = scratch.zeros("fast", (N_CLASSES,), fast_type)
+        self.magnitudes = scratch.empty("magnitudes", (N_MAGNITUDE_CLASSES,), np.int64)
         self.state = np.zeros(pc.N_STATE, dtype=np.int64)
 
     def close(self) -> None:
@@ -60,7 +63,6 @@ class ElementCounts:
             pc.empty_narrow(self.fast, self.counts, self.state)
         elif self.format.width == 32:
             pc.empty_single(self.fast, self.counts, self.low_sums, self.state)
-        self.magnitudes = np.empty(N_MAGNITUDE_CLASSES, dtype=np.int64)
         n_distinct, self.first, self.last, n_small, n_not_finite = pc.close_counts(
             self.counts, limit, 1 << self.format.class_fraction_bits, self.magnitudes
         )
@@ -111,11 +113,11 @@ class NarrowElements:
 
     def abs_percentiles(self, percentiles: Sequence[float]) -> list[float]:
         """Return percentiles of |w| over all elements, linear interpolation."""
-        counts, n = self._counts, self._counts.n_elements
-        ranks = needed_ranks(n, percentiles)
-        classes = np.empty(ranks.size, dtype=np.int64)
-        classes_of_ranks(counts.magnitudes, counts.first, ranks, classes)
-        return interpolate(n, percentiles, ranks, class_values(counts.format)[classes])
+        counts = self._counts
+        wanted = percentiles_among(counts.n_elements, tuple(percentiles))
+        classes = np.empty(wanted.ranks.size, dtype=np.int64)
+        classes_of_ranks(counts.magnitudes, counts.first, wanted.ranks, classes)
+        return wanted.interpolate(class_values(counts.format)[classes])
 
 
 class WideElements:
@@ -143,10 +145,10 @@ class WideElements:
         self._powers = np.zeros((2, 2), dtype=np.float64)
         self._padded = np.zeros(N_LANES, dtype=counts.format.integer)
         self._has_powers = False
-        self._ranks = needed_ranks(counts.n_elements, percentiles)
+        ranks = percentiles_among(counts.n_elements, tuple(percentiles)).ranks
         self._last_rank = np.array([counts.n_elements - 1], dtype=np.int64)
         self._selection = RankSelection(
-            np.union1d(self._ranks, self._last_rank),
+            np.union1d(ranks, self._last_rank),
             counts.magnitudes,
             key_bits=counts.format.width,
             limit=_MOST_SORTED if counts.format.width == 64 else _MOST_SORTED_SINGLE,
@@ -188,8 +190,8 @@ class WideElements:
 
     def abs_percentiles(self, percentiles: Sequence[float]) -> list[float]:
         """Return percentiles of |w| over all elements, linear interpolation."""
-        values = self._values_at(self._ranks)
-        return interpolate(self._counts.n_elements, percentiles, self._ranks, values)
+        wanted = percentiles_among(self._counts.n_elements, tuple(percentiles))
+        return wanted.interpolate(self._values_at(wanted.ranks))
 
     def _values_at(self, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
         width = self._counts.format.width

@@ -72,6 +72,7 @@ FORMATS = {
 }
 
 
+@lru_cache(maxsize=len(FORMATS))  # a dtype makes its name anew when it is asked
 def format_of(dtype: np.dtype[Any]) -> FloatFormat:
     """Return the format of a dtype.
 

@@ -1,12 +1,13 @@
 """Which group ratios stand at the wanted ranks, from chunk sums that come row by row.
 
-Ratios are counted by their first bits as they are made. Where they fit into memory they are kept,
-and a look or two at them find the ranks; otherwise the matrix is shown again.
+Where they fit into memory they are kept, and the ranks are found among them; otherwise they are
+counted by their first bits as they are made, and the matrix is shown again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from moe_weights.compiled import kernel
 from moe_weights.measure.float_format import N_MAGNITUDE_CLASSES
-from moe_weights.measure.order_statistics import interpolate, needed_ranks
-from moe_weights.measure.rank_selection import RankSelection, search_keys
+from moe_weights.measure.order_statistics import percentiles_among
+from moe_weights.measure.rank_selection import RankSelection, search_keys, take_neighbours
 from moe_weights.measure.row_order import RowOrder
+from moe_weights.measure.scratch import Scratch
 
 # 32 MiB of ratios.
 MOST_KEPT_RATIOS = 2**22
-# Ratios of one class that are kept in a further pass, or once more: 8 MiB.
+# Ratios of one class that are kept in a further pass: 8 MiB.
 _MOST_SORTED = 2**20
 
 _SIZE, _CHUNKS, _START, _STRIDE, _GROUPS = range(5)
@@ -38,7 +40,7 @@ class RatioStore(NamedTuple):
             next row stands from it, groups in a row.
         eps: Added to the mean.
         ratios: All ratios, or those of one row.
-        classes: (n, 32768) ratios by their first sixteen bits.
+        classes: (n, 32768) ratios by their first sixteen bits; (0, 32768) where they are kept.
         largest: (n,) largest bits of a ratio.
         groups: (2, most groups in a row) sums and largest magnitudes of the current groups.
     """
@@ -107,20 +109,21 @@ def refuse_lowered(number: int, order: RowOrder, store: RatioStore) -> None:  # 
 
 @kernel
 def count_row(number: int, store: RatioStore) -> None:  # pragma: no cover
-    """Count the ratios of row `number` by class."""
+    """See which ratio of row `number` is the largest, and count by class what is not kept."""
     for j in range(len(store.geometry)):
         n_groups = store.geometry[j, _GROUPS]
         start = store.geometry[j, _START] + number * store.geometry[j, _STRIDE]
         ratios = store.ratios[start : start + n_groups]
         patterns = ratios.view(np.uint64)
-        classes = store.classes[j]
         # Bits are ordered as the ratios; those of Inf and NaN come last. A NaN may have a sign.
-        largest = np.uint64(0)
+        magnitude = np.uint64(0x7FFFFFFFFFFFFFFF)
+        largest = store.largest[j]
         for i in range(n_groups):
-            pattern = patterns[i] & np.uint64(0x7FFFFFFFFFFFFFFF)
-            largest = max(largest, pattern)
-            classes[pattern >> np.uint64(48)] += 1
-        store.largest[j] = max(store.largest[j], largest)
+            largest = max(largest, patterns[i] & magnitude)
+        store.largest[j] = largest
+        if len(store.classes):
+            for i in range(n_groups):
+                store.classes[j, (patterns[i] & magnitude) >> np.uint64(48)] += 1
 
 
 @kernel
@@ -145,7 +148,7 @@ class GroupRatios:
 
     def __init__(
         self, rows: int, cols: int, group_sizes: Sequence[int], chunk: int, eps: float,
-        percentile: float, *, most_kept: int,
+        percentile: float, scratch: Scratch, *, most_kept: int,
     ) -> None:  # fmt: skip
         """Make room.
 
@@ -156,43 +159,48 @@ class GroupRatios:
             chunk: Of the `RowOrder`.
             eps: Added to the mean.
             percentile: Wanted of each size.
+            scratch: Where ratios are kept.
             most_kept: Most ratios to keep, over all sizes.
         """
+        per_row = [cols // size for size in group_sizes]
         self._sizes = tuple(group_sizes)
-        self._percentile = percentile
-        per_row = [cols // size for size in self._sizes]
-        self._is_kept = rows * sum(per_row) <= most_kept
+        self._n_groups = [rows * groups for groups in per_row]
+        self._wanted = [percentiles_among(count, (percentile,)) for count in self._n_groups]
+        self._is_kept = sum(self._n_groups) <= most_kept
         repeat = rows if self._is_kept else 1
-        starts = np.cumsum([0, *(repeat * groups for groups in per_row)])
+        *starts, n_ratios = accumulate((repeat * groups for groups in per_row), initial=0)
         geometry = [
             (size, size // chunk, start, groups if self._is_kept else 0, groups)
-            for size, start, groups in zip(self._sizes, starts.tolist(), per_row, strict=False)
+            for size, start, groups in zip(self._sizes, starts, per_row, strict=True)
         ]
-        self._n_groups = [rows * groups for groups in per_row]
+        n_counted = 0 if self._is_kept else len(geometry)
         self.store = RatioStore(
             geometry=np.array(geometry, dtype=np.int64).reshape(-1, 5),
             eps=eps,
-            ratios=np.empty(int(starts[-1]), dtype=np.float64),
-            classes=np.zeros((len(geometry), N_MAGNITUDE_CLASSES), dtype=np.int64),
+            ratios=scratch.empty("ratios", (n_ratios,), np.float64),
+            classes=np.zeros((n_counted, N_MAGNITUDE_CLASSES), dtype=np.int64),
             largest=np.zeros(len(geometry), dtype=np.uint64),
             groups=np.zeros((2, max(per_row, default=0)), dtype=np.float64),
         )
+        self._kept: dict[int, NDArray[np.uint64]] = {}
         self._selections: dict[int, RankSelection] = {}
 
     def end_first_pass(self) -> None:
-        """Take note that all rows were counted."""
-        for j, count in enumerate(self._n_groups):
-            # A zero group without eps, or one too far below the others: undefined.
+        """Take note that all rows were seen."""
+        for j, wanted in enumerate(self._wanted):
             if self.store.largest[j] >= _INF_BITS:
+                # A zero group without eps, or one too far below the others: undefined.
                 continue
-            ranks = needed_ranks(count, [self._percentile])
-            selection = RankSelection(ranks, self.store.classes[j], key_bits=64, limit=_MOST_SORTED)
-            self._selections[j] = selection
-            start = int(self.store.geometry[j, _START])
-            while self._is_kept and selection.needs_another_pass:
-                kept = self.store.ratios[start : start + count]
-                selection.search_magnitudes(kept.view(np.uint64))
-                selection.end_pass()
+            if self._is_kept:
+                start = int(self.store.geometry[j, _START])
+                kept = self.store.ratios[start : start + self._n_groups[j]].view(np.uint64)
+                # One percentile lies at a rank, or between it and the next one.
+                pair = take_neighbours(kept, wanted.ranks[0])
+                self._kept[j] = np.array(pair[: len(wanted.ranks)], dtype=np.uint64)
+            else:
+                self._selections[j] = RankSelection(
+                    wanted.ranks, self.store.classes[j], key_bits=64, limit=_MOST_SORTED
+                )
 
     @property
     def searches(self) -> list[tuple[int, RankSelection]]:
@@ -205,11 +213,11 @@ class GroupRatios:
 
     def results(self) -> dict[int, tuple[float, float]]:
         """Return the percentile and the largest ratio by size; sizes with undefined ones lack."""
-        found = {}
-        for j, selection in self._selections.items():
-            count = self._n_groups[j]
-            ranks = needed_ranks(count, [self._percentile])
-            values = selection.keys(ranks).view(np.float64)
-            percentile = interpolate(count, [self._percentile], ranks, values)[0]
-            found[self._sizes[j]] = (percentile, float(self.store.largest.view(np.float64)[j]))
-        return found
+        largest = self.store.largest.view(np.float64).tolist()
+        keys = self._kept | {
+            j: selection.keys(self._wanted[j].ranks) for j, selection in self._selections.items()
+        }
+        return {
+            self._sizes[j]: (self._wanted[j].interpolate(found.view(np.float64))[0], largest[j])
+            for j, found in keys.items()
+        }

@@ -8,11 +8,12 @@
 
 Results do not depend on how rows are cut into blocks, on the machine, or on its vector width.
 Memory: about 1.5 MiB of counts, R + 3 C numbers, at most 32 MiB of group ratios; in further passes
-at most 16 MiB more.
+at most 16 MiB more. Counts and ratios lie in a `Scratch` that the next matrix takes over.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,15 @@ from moe_weights.measure.matrix_measurement import MatrixMeasurement
 from moe_weights.measure.metric_table import group_outlier_names, metric_columns
 from moe_weights.measure.moments import describe, outlier_ratios
 from moe_weights.measure.norm_spread import add_numbers, norm_spread
-from moe_weights.measure.row_order import RowOrder, column_squares, make_row_order
-from moe_weights.measure.sampled_elements import SampledElements
-from moe_weights.measure.settings import (
-    FIXED_PERCENTILES,
-    MeasureSettings,
-    extra_percentile_columns,
+from moe_weights.measure.row_order import (
+    RowOrder,
+    column_squares,
+    make_row_order,
+    order_of_single_rows,
 )
+from moe_weights.measure.sampled_elements import SampledElements
+from moe_weights.measure.scratch import Scratch
+from moe_weights.measure.settings import MeasureSettings, percentiles_by_column
 
 # Sums of squares of float64 weights, scaled so that the largest is about 1, are exact above it.
 _LEAST_SQUARE = 2.0**-960
@@ -52,6 +55,7 @@ class MatrixMeter:
         settings: MeasureSettings,
         sampled: NDArray[np.int64] | None = None,
         *,
+        scratch: Scratch | None = None,
         most_kept_ratios: int = MOST_KEPT_RATIOS,
     ) -> None:
         """Prepare for a matrix.
@@ -62,6 +66,7 @@ class MatrixMeter:
             dtype: float16, bfloat16, float32 or float64.
             settings: What to measure.
             sampled: Flat indices that percentiles are taken from; None means all elements.
+            scratch: Arrays that the meter before had, which must be done; None makes new ones.
             most_kept_ratios: Above it, group ratios are not kept but looked at again.
 
         Raises:
@@ -74,7 +79,8 @@ class MatrixMeter:
         self._dtype = np.dtype(dtype)
         self._format = format_of(self._dtype)
         self._most_kept_ratios = most_kept_ratios
-        self._counts = ElementCounts(self._format, rows * cols)
+        self._scratch = Scratch() if scratch is None else scratch
+        self._counts = ElementCounts(self._format, rows * cols, self._scratch)
         self._fingerprint = np.zeros(2, dtype=np.uint64)
         self._wide: WideElements | None = None
         self._codes: DistinctCodes | None = None
@@ -235,22 +241,24 @@ class MatrixMeter:
         settings = self._settings
         rows, cols = self._rows, self._cols
         sizes = sorted({n for n in settings.group_sizes if n > 0 and cols % n == 0})
-        scales = (square_scale, sum_scale)
-        self._order = make_row_order(rows, cols, sizes, self._format, *scales)
-        # Sums that only serve to make ratios again.
-        self._again: RowOrder = make_row_order(1, cols, sizes, self._format, *scales)
+        self._order = make_row_order(rows, cols, sizes, self._format, square_scale, sum_scale)
         self._groups = GroupRatios(
-            rows, cols, sizes, self._order.chunk, settings.eps,
-            settings.group_outlier_percentile, most_kept=self._most_kept_ratios,
+            rows, cols, sizes, self._order.chunk, settings.eps, settings.group_outlier_percentile,
+            self._scratch, most_kept=self._most_kept_ratios,
         )  # fmt: skip
+
+    @cached_property
+    def _again(self) -> RowOrder:
+        """Sums that only serve to make ratios again."""
+        return order_of_single_rows(self._order)
 
     def _end_first_pass(self) -> None:
         self._counts.close()
         if not self._counts.is_finite:
             return
         if self._format.width > 16:
-            wanted = list(self._percentiles.values()) if self._sampled is None else []
-            self._wide = WideElements(self._counts, wanted)
+            wanted = percentiles_by_column(self._settings) if self._sampled is None else {}
+            self._wide = WideElements(self._counts, list(wanted.values()))
         if self._has_order:
             self._groups.end_first_pass()
         elif self._wide is not None:
@@ -266,12 +274,8 @@ class MatrixMeter:
             self._has_order = True
             self._groups.end_first_pass()
 
-    @property
-    def _percentiles(self) -> dict[str, float]:
-        return FIXED_PERCENTILES | extra_percentile_columns(self._settings.percentiles_abs)
-
     def _finite_values(self) -> dict[str, Cell]:
-        settings, wanted = self._settings, self._percentiles
+        settings, wanted = self._settings, percentiles_by_column(self._settings)
         row_squares = self._order.row_squares
         source: NarrowElements | WideElements | SampledElements
         if self._wide is None:

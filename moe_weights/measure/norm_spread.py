@@ -24,16 +24,18 @@ def add_numbers(numbers: NDArray[np.float64]) -> tuple[float, float]:  # pragma:
 
 
 @kernel
-def _add_deviations(
-    numbers: NDArray[np.float64], centre: float, rest: float
-) -> tuple[float, float]:  # pragma: no cover
-    """Return the sums of the deviations from centre + rest and of their squares."""
+def _describe(norms: NDArray[np.float64]) -> tuple[float, float, float, float]:  # pragma: no cover
+    """Return mean and largest of some norms, and the sums of deviations and of their squares."""
+    smallest = largest = norms[0]
+    for i in range(len(norms)):
+        smallest, largest = min(smallest, norms[i]), max(largest, norms[i])
+    mean = min(max(add_numbers(norms)[0] / len(norms), smallest), largest)
     plain = plain_low = square = square_low = 0.0
-    for i in range(len(numbers)):
-        deviation = (numbers[i] - centre) - rest
+    for i in range(len(norms)):
+        deviation = norms[i] - mean
         plain, plain_low = add_to(plain, plain_low, deviation)
         square, square_low = add_to(square, square_low, deviation * deviation)
-    return plain + plain_low, square + square_low
+    return mean, largest, plain + plain_low, square + square_low
 
 
 def norm_spread(name: str, squares: NDArray[np.float64]) -> dict[str, Cell]:
@@ -49,9 +51,7 @@ def norm_spread(name: str, squares: NDArray[np.float64]) -> dict[str, Cell]:
     """
     norms = np.sqrt(squares)
     n = norms.size
-    smallest, largest = float(norms.min()), float(norms.max())
-    mean = min(max(add_numbers(norms)[0] / n, smallest), largest)
-    plain, square = _add_deviations(norms, mean, 0.0)
+    mean, largest, plain, square = _describe(norms)
     # The rounding of the mean adds its own square; it is taken away again.
     variance = max(square / n - (plain / n) ** 2, 0.0)
     median = percentiles_of(norms, [50.0])[0]

@@ -3,50 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def needed_ranks(count: int, percentiles: Sequence[float]) -> NDArray[np.int64]:
-    """Return the sorted ranks (0 = smallest) that `interpolate` looks up for these percentiles."""
-    ranks: set[int] = set()
-    for percentile in percentiles:
-        lower, upper, _fraction = _position(count, percentile)
-        ranks.update((lower, upper))
-    return np.array(sorted(ranks), dtype=np.int64)
+class Percentiles:
+    """Where some percentiles of a population stand among its order statistics.
 
-
-def interpolate(
-    count: int, percentiles: Sequence[float], ranks: NDArray[np.int64], values: NDArray[np.float64]
-) -> list[float]:
-    """Return the percentiles of a population of which some order statistics are known.
-
-    Args:
-        count: Size of the population.
-        percentiles: 0 to 100.
-        ranks: As `needed_ranks` gives them.
-        values: The order statistics at these ranks.
-
-    Returns:
-        One value per percentile, equal to `numpy.percentile(..., method="linear")` in float64.
+    Attributes:
+        ranks: Sorted ranks (0 = smallest) that `interpolate` looks up, int64, read-only.
     """
-    known = dict(zip(ranks.tolist(), values.tolist(), strict=True))
-    results = []
-    for percentile in percentiles:
-        lower, upper, fraction = _position(count, percentile)
-        low, high = known[lower], known[upper]
-        # NumPy's own form of the interpolation: exact at both ends and monotonic.
-        step = high - low
-        results.append(high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction)
-    return results
+
+    __slots__ = ("_places", "ranks")
+
+    def __init__(self, count: int, percentiles: Sequence[float]) -> None:
+        """Find the places.
+
+        Args:
+            count: Size of the population.
+            percentiles: 0 to 100, in any order, with repeats.
+        """
+        found = [_position(count, percentile) for percentile in percentiles]
+        ranks = sorted({rank for lower, upper, _fraction in found for rank in (lower, upper)})
+        self._places = [
+            (ranks.index(lower), ranks.index(upper), fraction) for lower, upper, fraction in found
+        ]
+        self.ranks = np.array(ranks, dtype=np.int64)
+        self.ranks.setflags(write=False)
+
+    def interpolate(self, values: NDArray[np.float64]) -> list[float]:
+        """Return the percentiles.
+
+        Args:
+            values: The order statistics at `ranks`.
+
+        Returns:
+            One value per percentile, equal to `numpy.percentile(..., method="linear")` in float64.
+        """
+        known = values.tolist()
+        results = []
+        for lower, upper, fraction in self._places:
+            low, high = known[lower], known[upper]
+            # NumPy's own form of the interpolation: exact at both ends and monotonic.
+            step = high - low
+            results.append(
+                high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
+            )
+        return results
+
+
+@lru_cache(maxsize=256)  # a checkpoint has a handful of shapes
+def percentiles_among(count: int, percentiles: tuple[float, ...]) -> Percentiles:
+    """Return the places of percentiles in a population of `count`; made once."""
+    return Percentiles(count, percentiles)
 
 
 def percentiles_of(values: NDArray[np.floating], percentiles: Sequence[float]) -> list[float]:
     """Return percentiles of a flat array of any float dtype, computed in float64."""
-    ranks = needed_ranks(values.size, percentiles)
-    chosen = np.partition(values, ranks)[ranks].astype(np.float64)
-    return interpolate(values.size, percentiles, ranks, chosen)
+    wanted = percentiles_among(values.size, tuple(percentiles))
+    return wanted.interpolate(np.partition(values, wanted.ranks)[wanted.ranks].astype(np.float64))
 
 
 def _position(count: int, percentile: float) -> tuple[int, int, float]:

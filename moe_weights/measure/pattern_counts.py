@@ -156,20 +156,31 @@ def _sum_exponents(
     last_field: int,
     sums: NDArray[np.int64],
 ) -> None:  # pragma: no cover
-    """Add the fractions of every exponent; (n_exponents, 2, 1 + parts) signed and of |w|."""
+    """Add the fractions of every exponent.
+
+    Args:
+        counts: (65536,), see `exact_sums`.
+        low_sums: (parts, 65536), see there.
+        fraction_bits: That a class fixes.
+        first_field: Lowest exponent field that occurs.
+        last_field: Highest one.
+        sums: (2, 1 + parts, n) of w and of |w|; denormals count with the lowest normal numbers,
+            whose exponent they have.
+    """
     n_fractions = 1 << fraction_bits
     for field in range(first_field, last_field + 1):
+        place = max(field, 1) - max(first_field, 1)
         implicit = n_fractions if field else 0
         for fraction in range(n_fractions):
             plus = (field << fraction_bits) | fraction
             minus = plus | 0x8000
             if not counts[plus] and not counts[minus]:
                 continue
-            sums[field, 0, 0] += (counts[plus] - counts[minus]) * (implicit + fraction)
-            sums[field, 1, 0] += (counts[plus] + counts[minus]) * (implicit + fraction)
+            sums[0, 0, place] += (counts[plus] - counts[minus]) * (implicit + fraction)
+            sums[1, 0, place] += (counts[plus] + counts[minus]) * (implicit + fraction)
             for part in range(low_sums.shape[0]):
-                sums[field, 0, 1 + part] += low_sums[part, plus] - low_sums[part, minus]
-                sums[field, 1, 1 + part] += low_sums[part, plus] + low_sums[part, minus]
+                sums[0, 1 + part, place] += low_sums[part, plus] - low_sums[part, minus]
+                sums[1, 1 + part, place] += low_sums[part, plus] + low_sums[part, minus]
 
 
 @kernel
@@ -256,16 +267,25 @@ def exact_sums(
         last: Last one; finite.
     """
     n_parts = low_sums.shape[0]
-    sums = np.zeros((number_format.n_exponents, 2, 1 + n_parts), dtype=np.int64)
     bits = number_format.class_fraction_bits
-    _sum_exponents(counts, low_sums, bits, first >> bits, last >> bits, sums)
-    part_bits = number_format.low_bits // n_parts if n_parts else 0
-    totals = [0, 0]
-    for field in np.flatnonzero(sums.any(axis=(1, 2))).tolist():
-        for kind, parts in enumerate(sums[field].tolist()):
-            total = 0
-            for part in parts:
-                total = (total << part_bits) + part
-            totals[kind] += total << (max(field, 1) - 1)
+    first_field, last_field = first >> bits, last >> bits
+    lowest = max(first_field, 1)
+    sums = np.zeros((2, 1 + n_parts, max(last_field, 1) - lowest + 1), dtype=np.int64)
+    _sum_exponents(counts, low_sums, bits, first_field, last_field, sums)
     exponent = 1 - number_format.bias - number_format.fraction_bits
-    return ExactSum(totals[0], exponent), ExactSum(totals[1], exponent)
+    part_bits = number_format.low_bits // n_parts if n_parts else 0
+    both = []
+    for parts in sums.tolist():
+        numerator = 0
+        for part in parts:
+            numerator = (numerator << part_bits) + _joined(part)
+        both.append(ExactSum(numerator << (lowest - 1), exponent))
+    return both[0], both[1]
+
+
+def _joined(parts: list[int]) -> int:
+    """Return the sum of parts of which each counts twice the one before."""
+    total = 0
+    for part in reversed(parts):
+        total = (total << 1) + part
+    return total

@@ -4,6 +4,8 @@
 2. Counts by the first sixteen bits tell the class of each wanted rank, and its rank within.
 3. Each further pass fixes sixteen more bits by counting, or keeps the keys of small classes and
    sorts them.
+
+Numbers that are kept all need no passes, see `take_neighbours`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from moe_weights.compiled import kernel
 # One pass counts within at most this many classes at once: 512 KiB each.
 _MOST_CLASSES = 16
 _DIGIT = 16
+# Numbers that are kept are told apart in so many parts at a time: counts of 16 KiB.
+_N_PARTS = 2048
 _NO_COUNTS = np.zeros((0, 2**_DIGIT), dtype=np.int64)
 _NO_KEYS = np.zeros(0, dtype=np.uint64)
 
@@ -90,23 +94,6 @@ def _take_key(
 
 
 @kernel
-def keep_keys(
-    bits: NDArray[np.uint64],
-    prefix: np.uint64,
-    shift: int,
-    places: NDArray[np.int64],
-    kept: NDArray[np.uint64],
-) -> None:  # pragma: no cover
-    """Keep the keys of a single class, (n,) float64 patterns without a sign; see `search_keys`."""
-    # Each key is written and only the ones that belong move the end: no branch to be mispredicted.
-    place, end = places[0, 0], places[0, 2]
-    for i in range(len(bits)):
-        kept[place] = bits[i]
-        place = min(place + (bits[i] >> np.uint64(shift) == prefix), end)
-    places[0, 0] = place
-
-
-@kernel
 def class_of_rank(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:  # pragma: no cover
     """Return the class that holds a rank, and the rank within it.
 
@@ -139,6 +126,41 @@ def classes_of_ranks(
             below += counts[place]
             place += 1
         places[k] = place
+
+
+@kernel
+def take_neighbours(keys: NDArray[np.uint64], rank: int) -> tuple[Any, Any]:  # pragma: no cover
+    """Return the keys at a rank and at the next one, of numbers that are kept.
+
+    Args:
+        keys: (n,) in any order; spent afterwards.
+        rank: 0 = smallest. Where it is the largest, the second key returned means nothing.
+    """
+    n_left, above = len(keys), np.uint64(2**64 - 1)
+    counts = np.empty(_N_PARTS, dtype=np.int64)
+    while True:
+        lowest = highest = keys[0]
+        for i in range(n_left):
+            lowest, highest = min(lowest, keys[i]), max(highest, keys[i])
+        if lowest == highest:
+            return lowest, lowest if rank + 1 < n_left else above
+        # What lies between them is cut into equal parts; only the one with the rank is left.
+        shift = np.uint64(0)
+        while (highest - lowest) >> shift >= np.uint64(_N_PARTS):
+            shift += np.uint64(1)
+        counts[:] = 0
+        for i in range(n_left):
+            counts[(keys[i] - lowest) >> shift] += 1
+        wanted, rank = class_of_rank(counts, rank)
+        # Each key is written and only those that belong move the end: nothing to be mispredicted.
+        place = 0
+        for i in range(n_left):
+            key = keys[i]
+            part = np.int64((key - lowest) >> shift)
+            keys[place] = key
+            place += part == wanted
+            above = min(above, key if part > wanted else above)
+        n_left = place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,13 +212,6 @@ class RankSelection:
     def search(self, bits: NDArray[Any]) -> None:
         """Look at some numbers, (n,) uint32 or uint64 patterns."""
         search_keys(bits, *self.arguments)
-
-    def search_magnitudes(self, bits: NDArray[np.uint64]) -> None:
-        """Look at some numbers, (n,) patterns of float64 without a sign."""
-        if len(self._wanted) == 1 and self._kept.size:
-            keep_keys(bits, self._prefixes[0], self._shifts[0], self._places, self._kept)
-        else:
-            self.search(bits)
 
     @property
     def arguments(self) -> tuple[NDArray[Any], ...]:
@@ -263,8 +278,7 @@ class RankSelection:
                 n_kept += size
         has_counts = bool((self._places[:, 2] == 0).any())
         self._counts = np.zeros((n_wanted if has_counts else 0, 2**_DIGIT), dtype=np.int64)
-        # One place more, where `keep_keys` writes what does not belong.
-        self._kept = np.empty(n_kept + 1 if n_kept else 0, dtype=np.uint64)
+        self._kept = np.empty(n_kept, dtype=np.uint64)
 
 
 def _narrowed(one: _Class, counts: NDArray[np.int64]) -> _Class:

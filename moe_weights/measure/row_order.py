@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def make_row_order(
     sum_scale: float = 1.0,
 ) -> RowOrder:
     """Return empty sums for a matrix (R, C) and group sizes that divide C."""
-    chunk = _chunk_of(group_sizes) if group_sizes else _PLAIN_CHUNK
+    chunk = _chunk_of(tuple(group_sizes)) if group_sizes else _PLAIN_CHUNK
     lanes = -(-chunk // N_LANES) * N_LANES
     return RowOrder(
         chunk=chunk,
@@ -73,13 +74,23 @@ def make_row_order(
     )
 
 
+def order_of_single_rows(order: RowOrder) -> RowOrder:
+    """Return the same for rows that are looked at one by one, each as number 0."""
+    return order._replace(
+        columns=np.zeros_like(order.columns),
+        row_squares=np.zeros(1, dtype=np.float64),
+        chunks=np.zeros_like(order.chunks),
+    )
+
+
 def column_squares(order: RowOrder, cols: int) -> NDArray[np.float64]:
     """Return the sums of squares of all columns, (C,)."""
     sums: NDArray[np.float64] = order.columns[1] + (order.columns[2] + order.columns[0])
     return sums[:cols]
 
 
-def _chunk_of(group_sizes: Sequence[int]) -> int:
+@lru_cache(maxsize=64)
+def _chunk_of(group_sizes: tuple[int, ...]) -> int:
     """Return the longest chunk that all groups consist of; whole lanes where that is possible."""
     base = math.gcd(*group_sizes)
     lengths = [n for n in range(1, min(base, _LONGEST_CHUNK) + 1) if base % n == 0]

@@ -55,6 +55,11 @@ def percentile_text(percentile: float) -> str:
     return repr(float(percentile)).replace(".", "_")
 
 
+def percentiles_by_column(settings: MeasureSettings) -> dict[str, float]:
+    """Return all percentiles of |w| that are wanted, the fixed ones first."""
+    return FIXED_PERCENTILES | extra_percentile_columns(settings.percentiles_abs)
+
+
 def extra_percentile_columns(percentiles: tuple[float, ...]) -> dict[str, float]:
     """Return the columns for percentiles beyond the three fixed ones, in the order given."""
     fixed = set(FIXED_PERCENTILES.values())

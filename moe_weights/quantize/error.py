@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moe_weights.columns import Cell, Column
 from moe_weights.quantize.native_sums import add_errors
 from moe_weights.quantize.round_trip import RoundTrip, SchemeSpec
-from moe_weights.quantize.stored_weights import KINDS, MODES, stored_bytes
+from moe_weights.quantize.stored_weights import MODES, kind_of, stored_bytes
 from moe_weights.quantize.sum_places import (
     ABS_ERROR,
     ABS_SCALE,
@@ -119,7 +119,7 @@ class ErrorSums:
             stored_bytes(block),
             rows,
             cols,
-            KINDS[block.dtype.name],
+            kind_of(block.dtype),
             MODES[scheme.mode],
             scheme.group_size,
             scheme.bits,
@@ -175,9 +175,9 @@ class ErrorSums:
         return {
             "w_rel_fro": _relative(norm_error, norm_weight + eps),
             "w_rel_max": _relative(places[ABS_ERROR], places[ABS_WEIGHT] + eps),
-            "scale_mean": exact_mean(self.places, SCALE, n_groups),
+            "scale_mean": exact_mean(places, SCALE, n_groups),
             "scale_max": _finite(places[SCALE_MAX]),
-            "bias_mean": exact_mean(self.places, BIAS, n_groups) if has_biases else None,
+            "bias_mean": exact_mean(places, BIAS, n_groups) if has_biases else None,
             "bias_max": _finite(places[BIAS_MAX]) if has_biases else None,
             "scale_abs_max": _finite(places[ABS_SCALE]),
             "sqnr_db": _decibels(norm_weight, norm_error),

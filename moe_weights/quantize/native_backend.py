@@ -14,8 +14,8 @@ from moe_weights.quantize.error import ErrorSums, NonFiniteWeights
 from moe_weights.quantize.native_kernel import simulate_rows
 from moe_weights.quantize.round_trip import RoundTrip, SchemeSpec
 from moe_weights.quantize.stored_weights import (
-    KINDS,
     MODES,
+    kind_of,
     real_scales,
     refuse_scheme,
     refuse_shape,
@@ -109,7 +109,7 @@ class NativeBackend:
             data,
             rows,
             cols,
-            KINDS[block.dtype.name],
+            kind_of(block.dtype),
             MODES[scheme.mode],
             scheme.group_size,
             scheme.bits,

@@ -82,8 +82,14 @@ def _describe(error: Exception) -> str:
 
 
 def as_quantised_dtype(matrix: NDArray[Any]) -> NDArray[Any]:
-    """Return the matrix in the dtype it is quantised in: its own, or float32 for float64."""
-    return matrix.astype(np.float32) if matrix.dtype == np.float64 else matrix
+    """Return the matrix in the dtype it is quantised in: its own, or float32 for float64.
+
+    What is beyond the range of float32 becomes infinite, and no warning is given.
+    """
+    if matrix.dtype != np.float64:
+        return matrix
+    with np.errstate(over="ignore"):
+        return matrix.astype(np.float32)
 
 
 def not_simulated(cause: str) -> dict[str, Cell]:

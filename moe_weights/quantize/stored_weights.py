@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,27 @@ from moe_weights.quantize.native_rounding import KIND_BFLOAT16, KIND_FLOAT16, KI
 from moe_weights.quantize.native_scales import MODE_AFFINE, MODE_MXFP4, MODE_MXFP8, MODE_NVFP4
 from moe_weights.quantize.round_trip import SchemeSpec
 
-KINDS = {"bfloat16": KIND_BFLOAT16, "float16": KIND_FLOAT16, "float32": KIND_FLOAT32}
+_KINDS = {"bfloat16": KIND_BFLOAT16, "float16": KIND_FLOAT16, "float32": KIND_FLOAT32}
 MODES = {
     "affine": MODE_AFFINE,
     "mxfp4": MODE_MXFP4,
     "mxfp8": MODE_MXFP8,
     "nvfp4": MODE_NVFP4,
 }
+
+
+@lru_cache(maxsize=len(_KINDS))
+def kind_of(dtype: np.dtype[Any]) -> int:
+    """Return what kernels call a dtype, `KIND_*`.
+
+    Raises:
+        ValueError: it is not float16, bfloat16 or float32.
+    """
+    if dtype.name not in _KINDS:
+        raise ValueError(
+            f"[quantize] Only real floating types can be quantized but w has type {dtype.name}."
+        )
+    return _KINDS[dtype.name]
 
 
 def stored_bytes(block: NDArray[Any]) -> NDArray[np.uint8]:
@@ -34,11 +49,7 @@ def stored_bytes(block: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError(
             f"[quantize] The matrix to be quantized must have 2 dimensions but it has {block.ndim}."
         )
-    if block.dtype.name not in KINDS:
-        raise ValueError(
-            "[quantize] Only real floating types can be quantized "
-            f"but w has type {block.dtype.name}."
-        )
+    kind_of(block.dtype)
     data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
     data.flags.writeable = False
     return data

@@ -6,6 +6,7 @@ A plain array, because kernels are compiled for plain types.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,17 @@ SCALE = 15
 BIAS = SCALE + DIGITS + N_DIGITS
 
 
+_NO_SUMS = np.zeros(BIAS + DIGITS + N_DIGITS)
+_NO_SUMS[[SCALE_MAX, BIAS_MAX]] = -np.inf
+_NO_SUMS[[SCALE + LEAST, BIAS + LEAST]] = np.inf
+
+
 def new_sums() -> NDArray[np.float64]:
     """Return the sums of no weight at all."""
-    sums = np.zeros(BIAS + DIGITS + N_DIGITS)
-    sums[[SCALE_MAX, BIAS_MAX]] = -np.inf
-    sums[[SCALE + LEAST, BIAS + LEAST]] = np.inf
-    return sums
+    return _NO_SUMS.copy()
 
 
-def exact_mean(sums: NDArray[np.float64], place: int, count: int) -> float | None:
+def exact_mean(sums: Sequence[float], place: int, count: int) -> float | None:
     """Return a sum without rounding over a count, correctly rounded; None where it is not finite.
 
     Args:
@@ -43,8 +46,8 @@ def exact_mean(sums: NDArray[np.float64], place: int, count: int) -> float | Non
         place: `SCALE` or `BIAS`.
         count: Terms.
     """
-    pending = float(sums[place + PENDING])
-    digits = sums[place + DIGITS : place + DIGITS + N_DIGITS].tolist()
+    pending = sums[place + PENDING]
+    digits = sums[place + DIGITS : place + DIGITS + N_DIGITS]
     if not all(map(math.isfinite, (pending, *digits))):
         return None
     last_unit = (N_DIGITS - 1) * DIGIT_BITS - TOP_EXPONENT

@@ -16,6 +16,7 @@ from moe_weights.commands.matrix_blocks import PlainUnit
 from moe_weights.config.preset import Preset
 from moe_weights.extract.plan import ExtractionPlan
 from moe_weights.extract.work_unit import WorkUnit
+from moe_weights.measure.scratch import Scratch
 from tests.support.checkpoints import write_safetensors
 from tests.support.extraction import plan_headers
 from tests.support.work_units import make_work_settings, run_rows
@@ -77,8 +78,10 @@ def plan_and_measure(
 
 def _digests(unit: WorkUnit, folder: Path) -> list[str]:
     """Return the digest of what is measured as each matrix of a unit."""
-    kind = PlainUnit if unit.source.encoding == "plain" else EncodedUnit
-    source = kind(unit, folder, None)
+    is_plain = unit.source.encoding == "plain"
+    source = (
+        PlainUnit(unit, folder, None, Scratch()) if is_plain else EncodedUnit(unit, folder, None)
+    )
     return [
         digest_of(np.concatenate([block.copy() for block in source.blocks(matrix.view)]))
         for matrix in unit.matrices
