@@ -320,7 +320,8 @@ class ControlC(CommandCase):
             start_new_session=True,
         )
         try:
-            begun = wait_until(lambda: bool(list(self.path.glob("cache/parts/*/part-*"))), 60)
+            # Where no test before has compiled them, the kernels come first.
+            begun = wait_until(lambda: bool(list(self.path.glob("cache/parts/*/part-*"))), 120)
             self.assertTrue(begun)
             children = children_of(run.pid)
             started = time.monotonic()
