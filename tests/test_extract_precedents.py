@@ -330,5 +330,5 @@ class APrecedent(unittest.TestCase):
             plan = plan_headers([make_header(TEMPLATES[0].format(a=1, b=2), (32, 64))])
         (precedent,) = found[0].by_template.values()
         source = plan.units[0].source
-        self.assertEqual(precedent.apply(source), plan.units[0])
+        self.assertEqual(precedent.apply(source), (plan.units[0], plan.accounts[0]))
         self.assertIsNone(precedent.apply(source._replace(name="experts.1.gate_proj.weight")))

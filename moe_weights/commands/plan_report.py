@@ -52,7 +52,7 @@ def print_plan(survey: Survey, reporter: Reporter) -> None:
 
 
 class _Kind(NamedTuple):
-    """Matrices that stand in one line of the plan; a tuple, as one is made for each matrix."""
+    """Matrices that stand in one line of the plan."""
 
     stack: str
     proj: str
@@ -70,11 +70,12 @@ class _Kind(NamedTuple):
 
 
 def _matched_table(plan: ExtractionPlan) -> Table:
-    members: dict[_Kind, list[PlannedMatrix]] = {}
+    # By the fields of their kind: plain tuples, as one is made for each matrix.
+    members: dict[tuple[object, ...], list[PlannedMatrix]] = {}
     has_several_stacks = plan.has_several_stacks
     for unit in plan.units:
         for matrix in unit.matrices:
-            kind = _Kind(
+            fields = (
                 matrix.stack if has_several_stacks else "",
                 matrix.proj,
                 matrix.is_shared_expert,
@@ -85,11 +86,11 @@ def _matched_table(plan: ExtractionPlan) -> Table:
                 unit.extracted_via,
                 unit.layout_evidence,
             )
-            members.setdefault(kind, []).append(matrix)
+            members.setdefault(fields, []).append(matrix)
     table = Table(title="will be measured", title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right" if heading in _NUMERIC else "left")
-    for kind in sorted(members, key=lambda kind: kind.sort_key):
+    for kind in sorted(map(_Kind._make, members), key=lambda kind: kind.sort_key):
         matrices = members[kind]
         expert_ids = _ranges({matrix.expert_id for matrix in matrices})
         _add_row(

@@ -39,52 +39,42 @@ def resolve_encodings(headers: Sequence[TensorHeader], context: EncodingContext)
         headers: The stored tensors that count, in scan order.
         context: The same by name, and the quantisation config.
     """
-    claimed: dict[int, StoredTensor | EncodingRefusal] = {}
-    companions: dict[str, str] = {}
     files = _files_of_repeated(headers)
     contexts = _contexts_of_repeated(headers, context, files)
     templates = templates_of([header.name for header in headers])
     claimants = Claimants(MEMBERS, frozenset(templates), context)
-    for position, (header, template) in enumerate(zip(headers, templates, strict=True)):
-        name = header.name
-        if name in companions:
-            continue
-        if name in files:
-            claim = _claim(header, contexts[header.file, name], MEMBERS)
-        else:
-            members = claimants.of(template, header)
-            if not members:
-                continue
-            claim = _claim(header, context, members)
-        if claim is None:
-            continue
-        if isinstance(claim, StoredTensor):
-            claim = _refuse_repeated_companion(claim, files) or claim
-        claimed[position] = claim
-        parts = (
-            [part for _role, part in claim.companions]
-            if isinstance(claim, StoredTensor)
-            else claim.companions
-        )
-        companions.update((part.name, header.name) for part in parts)
     tensors: list[StoredTensor] = []
     refusals: list[EncodingRefusal] = []
     others: list[TensorHeader] = []
-    for position, header in enumerate(headers):
-        name = header.name
+    companions: dict[str, str] = {}
+    for header, template in zip(headers, templates, strict=True):
+        _file, name, code, shape, _offset, _nbytes, _member, _order = header
         if name in companions:
             continue
-        claim = claimed.get(position)
-        if claim is not None:
-            if isinstance(claim, StoredTensor):
-                tensors.append(claim)
+        claim = None
+        if name in files:
+            claim = _claim(header, contexts[header.file, name], MEMBERS)
+        elif members := claimants.of(template, header):
+            claim = _claim(header, context, members)
+        if claim is None:
+            if code in _PLAIN:
+                fields = (name, "plain", header, shape, (), ())
+                tensors.append(tuple.__new__(StoredTensor, fields))
             else:
-                refusals.append(claim)
-        elif header.dtype_code in _PLAIN:
-            fields = (name, "plain", header, header.shape, (), ())
-            tensors.append(tuple.__new__(StoredTensor, fields))
+                others.append(header)
+            continue
+        if isinstance(claim, StoredTensor):
+            claim = _refuse_repeated_companion(claim, files) or claim
+        if isinstance(claim, StoredTensor):
+            tensors.append(claim)
+            companions.update((part.name, name) for _role, part in claim.companions)
         else:
-            others.append(header)
+            refusals.append(claim)
+            companions.update((part.name, name) for part in claim.companions)
+    if companions:  # some stand before the tensor that they belong to
+        tensors = [tensor for tensor in tensors if tensor.header.name not in companions]
+        refusals = [refusal for refusal in refusals if refusal.header.name not in companions]
+        others = [header for header in others if header.name not in companions]
     return Resolution(
         tensors=tuple(tensors),
         refusals=tuple(refusals),

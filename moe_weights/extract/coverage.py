@@ -169,7 +169,8 @@ def cover(
                 matrices_of[matrix.stack, matrix.layer, matrix.proj].append(matrix)
     found = {key: _Found(matrices) for key, matrices in matrices_of.items()}
     kept = tuple(accounts)
-    refused = {(item.stack, item.layer, item.proj) for item in kept if item.fate is Fate.REFUSED}
+    lost = [item for item in kept if item.fate is Fate.REFUSED or item.fate is Fate.UNMATCHED]
+    refused = {(item.stack, item.layer, item.proj) for item in lost if item.fate is Fate.REFUSED}
     places = {(stack, layer) for stack, layer, _proj in set(found) | refused}
     expectation = expect_as_stored(expectation, places)
     keys = set(found) | set(_expected_keys(expectation, found, projections))
@@ -178,7 +179,6 @@ def cover(
         _entry(key, found.get(key), declared.get(key[0]), refused)
         for key in sorted(keys, key=lambda key: (key[0], key[1], _rank(key[2]), key[2]))
     )
-    lost = any(item.fate in {Fate.REFUSED, Fate.UNMATCHED} for item in kept)
     is_sound = not lost and bool(entries) and all(entry.status in _FINE for entry in entries)
     is_counted = counts_its_layers(expectation) and _counts_its_experts(entries, declared)
     return Coverage(
@@ -278,7 +278,8 @@ def _status(
 def _has_shapes(found: _Found, declared: ExpectedStack, proj: str) -> bool:
     """Each expert has the shape that config.json gives its id."""
     for shape, ids in found.ids_of.items():
-        for widths in {declared.widths_of(expert) for expert in ids}:
+        of_ids = map(declared.widths_of, ids) if declared.id_widths else (declared.expert_widths,)
+        for widths in set(of_ids):
             allowed = _shapes(declared.hidden_size, widths, proj)
             if allowed and shape not in allowed:
                 return False

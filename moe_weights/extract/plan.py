@@ -26,7 +26,7 @@ from moe_weights.extract.planned_tensor import PlannedTensor, UnmatchedTensor
 from moe_weights.extract.precedents import Precedents, taken_by
 from moe_weights.extract.projections import UnresolvedProjection
 from moe_weights.extract.tensor_planner import TensorPlanner
-from moe_weights.extract.work_unit import PlannedMatrix, WorkUnit, cut_into_units
+from moe_weights.extract.work_unit import PLACE_ON_DISK, PlannedMatrix, WorkUnit, cut_into_units
 from moe_weights.findings import Finding
 
 _SHOWN_STRICT_ERRORS = 5
@@ -138,12 +138,12 @@ def plan_extraction(
     for source, template in _in_scan_order(resolution, scanned):
         precedent = precedents.by_template.get(template)
         if precedent is not None and isinstance(source, StoredTensor):
-            unit = precedent.apply(source)
-            if unit is not None:
+            covered = precedent.apply(source)
+            if covered is not None:
+                unit, account = covered
                 units.append(unit)
-                accounts.append(precedent.account(source))
-                in_scope.add(source.header.name)
-                taken[precedent.taken_by].append(source.header.name)
+                accounts.append(account)
+                taken[precedent.taken_by].append(account.tensor)
                 if precedent.is_noteworthy:
                     findings.add(source.header, precedent.decided)
                 continue
@@ -177,22 +177,26 @@ def plan_extraction(
                 after_packed_split.append(header.name)
             precedents.set(template, source, decided)
     for copy in copies:
-        account = planner.account_copy(copy)
-        if account is not None:
-            accounts.append(account)
+        of_copy = planner.account_copy(copy)
+        if of_copy is not None:
+            accounts.append(of_copy)
             in_scope.add(copy.name)
+    in_scope.update(*taken.values())
     in_scope.update(part for part, owner in resolution.companions.items() if owner in in_scope)
-    ordered = tuple(sorted(units, key=lambda unit: unit.sort_key))
+    ordered = tuple(sorted(units, key=PLACE_ON_DISK))
     of_experts: Sequence[WorkUnit] = ordered
     if not_experts:
         of_experts = [unit for unit in ordered if unit.source.header.name not in not_experts]
+    projections = preset.projections if preset is not None else frozenset()
+    coverage = cover(of_experts, accounts, expectation, projections)
+    has_unknown_layers = any(entry.layer < 0 for entry in coverage.entries)
     return ExtractionPlan(
         units=ordered,
         unmatched=tuple(unmatched),
         findings=(
             *([copies_finding(copies)] if copies else ()),
             *findings.collect(),
-            *unknown_layer_findings(of_experts),
+            *(unknown_layer_findings(of_experts) if has_unknown_layers else ()),
         ),
         unresolved_projections=tuple(unresolved),
         rule_extracted=tuple(taken["rule"]),
@@ -200,12 +204,7 @@ def plan_extraction(
         fallback_extracted=tuple(taken["fallback"]),
         fallback_after_packed_split=tuple(after_packed_split),
         accounts=tuple(accounts),
-        coverage=cover(
-            of_experts,
-            accounts,
-            expectation,
-            preset.projections if preset is not None else frozenset(),
-        ),
+        coverage=coverage,
         in_scope=frozenset(in_scope),
         companions=resolution.companions,
         strict_errors=tuple(strict_errors),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 from moe_weights.checkpoint.expert_expectation import ModelExpectation
 from moe_weights.checkpoint.name_ids import ids_pattern, without_ids
@@ -40,8 +41,8 @@ class Precedent:
             that is not alike.
         layer_group: Which id is the layer; 0 when none is.
         expert_group: Which id is the expert; 0 when none is.
-        layers: Layers for which it holds.
-        expert_ids: Experts for which it holds.
+        layer_of: Returns the layer that digits write; None for one for which it does not hold.
+        expert_of: Returns the expert that digits write; None for one for which it does not hold.
         matrices: The first tensor's matrices, their names without that of the tensor.
         via: See `WorkUnit`.
         evidence: See `WorkUnit`.
@@ -57,8 +58,8 @@ class Precedent:
     read_ids: Callable[[str], re.Match[str] | None]
     layer_group: int
     expert_group: int
-    layers: range
-    expert_ids: range
+    layer_of: Callable[[str], int | None]
+    expert_of: Callable[[str], int | None]
     matrices: tuple[PlannedMatrix, ...]
     via: str
     evidence: str
@@ -66,24 +67,24 @@ class Precedent:
     stop: int
     verdict: tuple[object, ...]
 
-    def apply(self, tensor: StoredTensor) -> WorkUnit | None:
-        """Return the unit of a tensor; None when the precedent does not cover it."""
-        name, encoding, header, shape, _companions, _options = tensor
-        if (encoding, shape, header.shape, header.fortran_order) != self.form:
+    def apply(self, tensor: StoredTensor) -> tuple[WorkUnit, Account] | None:
+        """Return a tensor's unit and its entry in the ledger; None when it is not covered."""
+        name, encoding, header, shape, companions, _options = tensor
+        file, stored_name, _code, stored_shape, _offset, nbytes, _member, fortran_order = header
+        if (encoding, shape, stored_shape, fortran_order) != self.form:
             return None
         ids = self.read_ids(name)
         if ids is None:
             return None
         layer = expert_id = None
         if self.layer_group:
-            layer = int(ids[self.layer_group])
-            if layer not in self.layers:
+            layer = self.layer_of(ids[self.layer_group])
+            if layer is None:
                 return None
         if self.expert_group:
-            expert_id = int(ids[self.expert_group])
-            if expert_id not in self.expert_ids:
+            expert_id = self.expert_of(ids[self.expert_group])
+            if expert_id is None:
                 return None
-        stored_name = header.name
         matrices: tuple[PlannedMatrix, ...] = ()
         for suffix, own_layer, proj, own_id, is_shared, stack, view in self.matrices:
             fields = (
@@ -96,15 +97,9 @@ class Precedent:
                 view,
             )
             matrices += (tuple.__new__(PlannedMatrix, fields),)
-        return tuple.__new__(
-            WorkUnit, (tensor, self.via, self.evidence, self.start, self.stop, matrices)
-        )
-
-    def account(self, tensor: StoredTensor) -> Account:
-        """Return the entry of a covered tensor in the ledger."""
-        header = tensor.header
-        nbytes = tensor.nbytes if tensor.companions else header.nbytes
-        return tuple.__new__(Account, (header.name, header.file, nbytes, *self.verdict))
+        unit = (tensor, self.via, self.evidence, self.start, self.stop, matrices)
+        account = (stored_name, file, tensor.nbytes if companions else nbytes, *self.verdict)
+        return tuple.__new__(WorkUnit, unit), tuple.__new__(Account, account)
 
 
 class Precedents:
@@ -191,8 +186,8 @@ def _carry_over(
         read_ids=read_ids,
         layer_group=layer_group,
         expert_group=expert_group,
-        layers=layers,
-        expert_ids=expert_ids,
+        layer_of=cache(partial(_number_within, layers)),
+        expert_of=cache(partial(_number_within, expert_ids)),
         matrices=tuple(
             matrix._replace(derived_tensor=matrix.derived_tensor.removeprefix(name))
             for matrix in unit.matrices
@@ -208,6 +203,11 @@ def _carry_over(
 def taken_by(extracted_via: str) -> str:
     """Return who took a tensor: "rule", "preset" or "fallback"."""
     return extracted_via.partition(":")[0].partition("_")[0]
+
+
+def _number_within(bounds: range, digits: str) -> int | None:
+    number = int(digits)
+    return number if number in bounds else None
 
 
 def _group_at(span: tuple[int, int] | None, ids: re.Match[str]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from moe_weights.decode.stored_tensor import WEIGHT, StoredTensor, is_cut_with_experts
@@ -65,10 +66,9 @@ class WorkUnit(NamedTuple):
         """Stored bytes read for this unit, companions included."""
         return -(-self.source.nbytes * (self.stop - self.start) // self.source.n_elements)
 
-    @property
-    def sort_key(self) -> tuple[str, int, int]:
-        """Place on disk: units in this order read each shard from front to back."""
-        return (self.source.header.file, self.source.header.offset, self.start)
+
+# Key of a unit: in this order each shard is read from front to back.
+PLACE_ON_DISK = attrgetter("source.header.file", "source.header.offset", "start")
 
 
 def cut_into_units(
