@@ -169,6 +169,19 @@ class MeanScalesAndBiases(unittest.TestCase):
         self.assertEqual([found[name] for name in names], [None] * 3)
 
 
+class LongRows(unittest.TestCase):
+    def test_round_no_more_than_short_ones(self) -> None:
+        # Sums of equal terms that are no binary fractions drift the most; the exact ratio is known.
+        stored, back = np.float32(0.1), np.float32(0.113)
+        matrix = np.full((1, 2**24), stored)
+        sums = ErrorSums(AFFINE, matrix.dtype)
+        nothing = np.zeros((1, 2**24 // COLS))
+        sums.add_restored(matrix, RoundTrip(np.full_like(matrix, back), nothing, nothing))
+        exact = Fraction(float(back)) / Fraction(float(stored)) - 1
+        found = sums.cells(0.0)
+        self.assertAlmostEqual(found["w_rel_fro"] / float(exact), 1.0, delta=1e-14)
+
+
 class SignalToNoise(unittest.TestCase):
     def test_is_twenty_logarithms_of_the_relative_error_without_eps(self) -> None:
         found = cells([[3.0, 4.0]], [[3.5, 4.0]], eps=1.0)
@@ -197,6 +210,13 @@ class Cosine(unittest.TestCase):
     def test_stands_where_next_to_nothing_comes_back(self) -> None:
         found = cells([[1.0, 2.0]], [[2.0**-40, 2.0**-40]])["cosine"]
         self.assertAlmostEqual(found, 3 / math.sqrt(10), delta=1e-15)
+        # Affine steps are never below 1e-7: of weights like these only one comes back at all.
+        stored, back = [[4.9e-8] * 16] * 4095, [[0.0] * 16] * 4095
+        stored, back = [[6e-8] + [4.9e-8] * 15, *stored], [[6e-8] + [0.0] * 15, *back]
+        found = cells(stored, back, scheme=AFFINE)["cosine"]
+        small, large = (Fraction(float(np.float32(size))) ** 2 for size in (4.9e-8, 6e-8))
+        expected = math.sqrt(large / ((4096 * 16 - 1) * small + large))
+        self.assertAlmostEqual(found / expected, 1.0, delta=1e-14)
 
     def test_is_null_where_a_norm_is_zero(self) -> None:
         self.assertIsNone(cells([[0.0]], [[1.0]])["cosine"])

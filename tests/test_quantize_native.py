@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moe_weights.decode.scale_codes import decode_e4m3
 from moe_weights.quantize.check_matrices import check_matrices
 from moe_weights.quantize.error import ErrorSums, NonFiniteWeights
-from moe_weights.quantize.mlx_backend import MlxBackend
+from moe_weights.quantize.mlx_backend import PIECE_WEIGHTS, MlxBackend
 from moe_weights.quantize.native_backend import NativeBackend
 from moe_weights.quantize.round_trip import RoundTrip, SchemeSpec
 from moe_weights.quantize.self_check import describe_difference
@@ -122,6 +122,14 @@ class SumsOfErrors(unittest.TestCase):
                     mlx.add_restored(matrix, MLX.round_trip(matrix, one))
                     with self.subTest(dtype=dtype, mode=mode, bits=bits, size=size, matrix=name):
                         np.testing.assert_array_equal(native.places, mlx.places)
+
+    def test_are_the_same_bits_for_a_row_that_mlx_takes_in_pieces(self) -> None:
+        one, columns = scheme("affine", 4, 32), PIECE_WEIGHTS + 1024
+        matrix = np.random.default_rng(8).normal(size=(2, columns)).astype(np.float32)
+        theirs, ours = ErrorSums(one, matrix.dtype), ErrorSums(one, matrix.dtype)
+        MLX.add_errors(matrix, one, theirs)
+        NATIVE.add_errors(matrix, one, ours)
+        self.assertEqual(theirs.cells(0.0), ours.cells(0.0))
 
     def test_are_the_same_bits_where_a_scale_is_beyond_all_powers_of_two(self) -> None:
         # 2**-126 / 6 rounds up to 2**-128, whose code is -1: MLX keeps its low byte, 255.

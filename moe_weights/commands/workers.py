@@ -13,10 +13,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
-    Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
@@ -35,6 +35,8 @@ EXECUTOR_KINDS: tuple[ExecutorKind, ...] = ("threads", "processes", "dask")
 # A thread that comes back from a kernel asks for the interpreter; by default it waits up to 5 ms
 # for one that is between two kernels, which is longer than a kernel takes.
 _SWITCH_INTERVAL_S = 0.0005
+# Longer than a block takes.
+_STOP_WITHIN_S = 1.0
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
 
 
@@ -171,11 +173,18 @@ class ProcessWorkers:
         return None
 
     def stop(self) -> None:
-        """Let processes stop at their next block, and wait for it."""
+        """Let processes stop at their next block; what still loads its packages is ended."""
         self._stopping.set()
-        self._executor.shutdown(cancel_futures=True)
+        # Python 3.14 has a method for what follows; its predecessors forget them in `shutdown`.
+        processes = list((self._executor._processes or {}).values())
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + _STOP_WITHIN_S
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.terminate()  # it holds nothing that anybody needs
 
-    def _open(self) -> Executor:
+    def _open(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             self.n_workers,
             mp_context=_SPAWN,

@@ -166,10 +166,6 @@ class ErrorSums:
         norm_error, norm_weight = math.sqrt(error_square), math.sqrt(weight_square)
         product = places[PRODUCT] + places[PRODUCT + 1]
         restored_square = places[RESTORED_SQUARE] + places[RESTORED_SQUARE + 1]
-        if self.scheme.mode == "affine":
-            # |q|^2 = |q - w|^2 + 2 <q, w> - |w|^2 saves kernels a sum. Nothing cancels: affine
-            # clips by a step at most. In other modes a far too small scale can, so they add it up.
-            restored_square = max(0.0, error_square + 2 * product - weight_square)
         n_groups = self.n_weights // self.scheme.group_size
         has_biases = self.scheme.mode == "affine"
         return {

@@ -176,7 +176,7 @@ def simulate_rows(
         _restore_row(
             data, start, n_groups, group, kind, mode, n_bits, scratch, values, base, keeps, codes
         )
-        add_row(data, start, n_cols, kind, mode, values, base, sums)
+        add_row(data, start, n_cols, kind, values, base, sums)
         if keeps:
             for place in range(n_groups):
                 scales[row * n_groups + place] = scratch[STORED_SCALE * lines + place]

@@ -1,7 +1,8 @@
 """How far are reconstructed weights from the stored ones, added up in a fixed order?
 
-Sixteen lanes of float64 run along a row and are added at its end; rows are added in order with
-compensation. So the sums do not depend on how rows were cut into blocks, nor on the processor.
+Sixteen lanes of float64 run along a stretch of a row and are added at its end; stretches are added
+in order with compensation. So the sums do not depend on how rows were cut into blocks, nor on the
+processor.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ from moe_weights.quantize.sum_places import (
     WEIGHT_SQUARE,
 )
 
+# Columns: no lane adds so many numbers that rounding shows. Backends that cut a long row cut it at
+# a multiple of it.
+_STRETCH = 2**13
+
 
 @inlined
 def add_to(sums: Any, place: int, value: float) -> None:  # pragma: no cover
@@ -58,34 +63,34 @@ def add_to(sums: Any, place: int, value: float) -> None:  # pragma: no cover
 
 @inlined
 def _add_row(
-    data: Any, start: int, n_cols: int, kind: int, mode: int, values: Any, base: int, sums: Any
+    data: Any, start: int, n_cols: int, kind: int, values: Any, base: int, sums: Any
 ) -> None:  # pragma: no cover
-    error_square = doubles(0.0)
-    weight_square = doubles(0.0)
-    restored_square = doubles(0.0)
-    product = doubles(0.0)
-    abs_error = doubles(0.0)
-    for number in range(n_cols // LANES):
-        stored = widen(load_weights(data, start + number * LANES, kind))
-        restored = widen(load_floats(values, base + number * LANES))
-        error = restored - stored
-        error_square = add_product(error, error, error_square)
-        weight_square = add_product(stored, stored, weight_square)
-        if mode != MODE_AFFINE:  # see ErrorSums
+    for first in range(0, n_cols, _STRETCH):
+        error_square = doubles(0.0)
+        weight_square = doubles(0.0)
+        restored_square = doubles(0.0)
+        product = doubles(0.0)
+        abs_error = doubles(0.0)
+        for number in range(first // LANES, min(first + _STRETCH, n_cols) // LANES):
+            stored = widen(load_weights(data, start + number * LANES, kind))
+            restored = widen(load_floats(values, base + number * LANES))
+            error = restored - stored
+            error_square = add_product(error, error, error_square)
+            weight_square = add_product(stored, stored, weight_square)
             restored_square = add_product(restored, restored, restored_square)
-        product = add_product(restored, stored, product)
-        abs_error = larger(magnitude(error), abs_error)
-    found = totals(error_square, weight_square, restored_square, product)
-    add_to(sums, ERROR_SQUARE, lane(found, 0))
-    add_to(sums, WEIGHT_SQUARE, lane(found, 1))
-    add_to(sums, RESTORED_SQUARE, lane(found, 2))
-    add_to(sums, PRODUCT, lane(found, 3))
-    sums[ABS_ERROR] = max(sums[ABS_ERROR], largest(abs_error))
+            product = add_product(restored, stored, product)
+            abs_error = larger(magnitude(error), abs_error)
+        found = totals(error_square, weight_square, restored_square, product)
+        add_to(sums, ERROR_SQUARE, lane(found, 0))
+        add_to(sums, WEIGHT_SQUARE, lane(found, 1))
+        add_to(sums, RESTORED_SQUARE, lane(found, 2))
+        add_to(sums, PRODUCT, lane(found, 3))
+        sums[ABS_ERROR] = max(sums[ABS_ERROR], largest(abs_error))
 
 
 @inlined
 def add_row(
-    data: Any, start: int, n_cols: int, kind: int, mode: int, values: Any, base: int, sums: Any
+    data: Any, start: int, n_cols: int, kind: int, values: Any, base: int, sums: Any
 ) -> None:  # pragma: no cover
     """Add a row of weights, and what has come back of them, to the sums of the matrix.
 
@@ -94,15 +99,14 @@ def add_row(
         start: Number of the first weight of the row.
         n_cols: Columns, a multiple of 16.
         kind: `KIND_*` of native_rounding.
-        mode: `MODE_*` of native_scales.
         values: float32, the reconstructed weights.
         base: Where those of the row begin.
         sums: See sum_places; added to.
     """
     if kind == KIND_BFLOAT16:  # a constant: the most common dtype gets a loop of its own
-        _add_row(data, start, n_cols, KIND_BFLOAT16, mode, values, base, sums)
+        _add_row(data, start, n_cols, KIND_BFLOAT16, values, base, sums)
     else:
-        _add_row(data, start, n_cols, kind, mode, values, base, sums)
+        _add_row(data, start, n_cols, kind, values, base, sums)
 
 
 @kernel
@@ -147,4 +151,4 @@ def add_errors(
             scratch[STORED_SCALE * lines + place] = scales[row * n_groups + place]
             scratch[STORED_BIAS * lines + place] = biases[row * n_groups + place]
         note_groups(data, start, n_groups, group, kind, mode, n_bits, scratch, sums)
-        add_row(data, start, n_cols, kind, mode, values, start, sums)
+        add_row(data, start, n_cols, kind, values, start, sums)
