@@ -319,7 +319,7 @@ class Lock(FolderCase):
         (self.folder / "run" / "closed").mkdir(parents=True)
         denied = PermissionError(errno.EACCES, "Permission denied")
         with mock.patch.object(Path, "exists", side_effect=denied), RunLock(self.lock_path):
-            pass
+            self.assertTrue(self.lock_path.is_file())
 
 
 if __name__ == "__main__":

@@ -133,6 +133,19 @@ class Processes(MeasuringCase):
         self.assertTrue(wait_until(lambda: all(has_ended(pid) for pid in children), 10))
 
 
+class ProcessesThatDoNotLook(unittest.TestCase):
+    def test_are_ended_when_the_pool_is_left(self) -> None:
+        # As one that still loads its packages, this one looks at no flag, for a minute.
+        pool = ProcessWorkers(1)
+        pool._executor.submit(time.sleep, 60)
+        (process,) = pool._executor._processes.values()
+        started = time.monotonic()
+        pool.stop()
+        process.join(10)
+        self.assertFalse(process.is_alive())
+        self.assertLess(time.monotonic() - started, 30)
+
+
 class Cluster(MeasuringCase):
     @classmethod
     def setUpClass(cls) -> None:
